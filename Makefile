@@ -1,0 +1,40 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+MODEL := .models/SmolLM2-135M-Instruct
+
+.PHONY: demo test check lint bench-memory clean
+
+demo: .venv/.runtime $(MODEL)  ## install, then run the three stages on the embedded triples
+	$(BIN)/raydpo run configs/recipes/demo.yaml
+
+test: .venv/.dev $(MODEL)  ## all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev  ## the fast part of `make check`
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+bench-memory: .venv/.dev $(MODEL)  ## peak memory of training, with and without a reference model beside it
+	$(BIN)/python -m tests.benchmarks.memory
+
+# torch first and by itself, with its own needs; then everything else exactly as locked.
+.venv/.runtime: infra/requirements/cpu.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r infra/requirements/cpu.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/.dev: .venv/.runtime infra/requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r infra/requirements/dev.txt
+	touch $@
+
+$(MODEL): | .venv/.runtime
+	$(BIN)/python infra/demo/smollm2.py $(MODEL)
+
+clean:  ## artifacts and caches; keeps .venv and .models
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

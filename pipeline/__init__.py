@@ -1,0 +1,1 @@
+"""Order, identity and caching of the stages. No tensor code, no Parquet code."""

@@ -1,0 +1,233 @@
+"""raydpo: plan, run, show, verify, submit. What is heavy is imported only once there is work for it."""
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline import recipe as recipes
+from pipeline.graph import STAGES
+from pipeline.recipe import Cluster, Recipe
+from pipeline.runner import Done, State, Step, plan, run
+from pipeline.store import Store, damage
+from stages.artifacts import PolicyCheckpoint
+from stages.errors import ContractError, MissingArtifact, RecipeError
+
+app = typer.Typer(
+    help="Preference tuning on Ray: shard -> score -> train.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False,
+)  # fmt: skip
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="what to do: a YAML file, see configs/recipes/")]
+ClusterFile = Annotated[Path, typer.Option("--cluster", help="where: a YAML file, see configs/clusters/")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="train.beta=0.2, cluster.train.workers=4, ..")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
+StageName = Annotated[str | None, typer.Option(metavar="STAGE")]
+LAPTOP = Path(__file__).parents[1] / "configs" / "clusters" / "laptop.yaml"
+
+
+@app.command("plan")
+def plan_command(
+    recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Say what each stage would do, and why, without doing it."""
+    *_, steps = _load(recipe, cluster, set_)
+    _print_plan(steps, as_json)
+
+
+@app.command("run")
+def run_command(
+    recipe: RecipeFile,
+    cluster: ClusterFile = LAPTOP,
+    set_: Overrides = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="this stage alone")] = None,
+    from_: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="this stage and those after it")] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="the stages up to this one")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="the same as plan")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="show what Ray and vLLM print")] = False,
+) -> None:
+    """Make what is missing. Run again after any failure: finished work is kept."""
+    selected = _selected(only, from_, until)
+    what, where, store, steps = _load(recipe, cluster, set_)
+    if dry_run:
+        _print_plan(steps, as_json=False)
+        return
+    from pipeline.cluster import connected
+    from pipeline.terminal import bar, quiet
+
+    log = store.root / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{what.name}.log"
+    with quiet(log, verbose) as console, _errors(console, log):
+        done = list(
+            run(
+                steps, selected, where, store,
+                connect=lambda: connected(where, verbose),
+                progress=lambda name: bar(console, name, what.wandb, what.name, log.parent),
+            )
+        )  # fmt: skip
+        _print_done(done, console)
+
+
+@app.command()
+def show(recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Show the artifacts of a recipe: facts, identity, provenance."""
+    *_, steps = _load(recipe, cluster, set_)
+    found = [step for step in steps if step.state == State.HIT]
+    if as_json:
+        listing = {
+            step.stage.name: {"path": str(step.folder), "fingerprint": step.fingerprint}
+            | {key: getattr(step.manifest, key) for key in ("facts", "provenance", "payload")}
+            for step in found
+        }
+        print(json.dumps(listing, indent=1))
+        return
+    for step in found:
+        table = Table("fact", "value", title=f"{step.stage.name}  {step.folder}", title_justify="left")
+        for key, value in (step.manifest.facts | step.manifest.provenance).items():
+            table.add_row(key, _figure(value))
+        Console().print(table)
+    for step in steps:
+        if step.state != State.HIT:
+            print(f"{step.stage.name}: {step.state}: {step.why}")
+
+
+@app.command()
+def verify(recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = None) -> None:
+    """Read every file of the recipe's artifacts and compare it with what the manifest says."""
+    *_, steps = _load(recipe, cluster, set_)
+    bad = 0
+    for step in steps:
+        if not (step.folder / "manifest.json").exists():
+            print(f"{step.stage.name}: {step.state}: {step.why}")
+            bad += 1
+            continue
+        problems = damage(step.folder, step.manifest, content=True)
+        bad += len(problems)
+        for problem in problems:
+            remedy = f"Delete it and run: raydpo run {recipe} --only {step.stage.name}"
+            print(f"{step.stage.name}: {step.folder / problem}. {remedy}")
+        if not problems:
+            files = step.manifest.files
+            print(f"{step.stage.name}: {len(files)} files, {sum(f.bytes for f in files):,} bytes, all as made")
+    raise typer.Exit(1 if bad else 0)
+
+
+@app.command()
+def submit(
+    recipe: RecipeFile,
+    cluster: ClusterFile,
+    set_: Overrides = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE")] = None,
+    from_: Annotated[str | None, typer.Option("--from", metavar="STAGE")] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE")] = None,
+) -> None:
+    """Send the same `run` to a Ray cluster as a job. The same work has the same id, so it is never sent twice."""
+    from pipeline.cluster import submit as send
+    from pipeline.identity import Digests
+    from pipeline.runner import identify
+
+    last = _selected(only, from_, until)[-1]
+    with _errors(Console(stderr=True)):
+        what, where = recipes.load(recipe, cluster, set_ or [])
+        identity = identify(what, Digests(None))[last]
+        options = [("--cluster", str(cluster)), *(("--set", each) for each in set_ or [])]
+        options += [(f"--{key}", value) for key, value in (("only", only), ("from", from_), ("until", until)) if value]
+        arguments = ["run", str(recipe), *(word for option in options for word in option)]
+        metadata = {"stage": last, "fingerprint": identity.fingerprint}
+        print(send(where, arguments, f"{last}-{identity.fingerprint[:12]}", metadata))
+
+
+def main() -> None:
+    app()
+
+
+def _load(recipe: Path, cluster: Path, overrides: list[str] | None) -> tuple[Recipe, Cluster, Store, list[Step]]:
+    with _errors(Console(stderr=True)):
+        what, where = recipes.load(recipe, cluster, overrides or [])
+        store = Store.open(where.root)
+        return what, where, store, plan(what, store)
+
+
+def _selected(only: str | None, from_: str | None, until: str | None) -> list[str]:
+    names = list(STAGES)
+    with _errors(Console(stderr=True)):
+        for name in filter(None, (only, from_, until)):
+            if name not in names:
+                raise RecipeError(f"there is no stage {name}; the stages are {', '.join(names)}")
+        if only and (from_ or until):
+            raise RecipeError("--only stands alone; --from and --until may be combined")
+        start, stop = names.index(only or from_ or names[0]), names.index(only or until or names[-1])
+        if start > stop:
+            raise RecipeError(f"--from {from_} comes after --until {until}")
+        return names[start : stop + 1]
+
+
+@contextmanager
+def _errors(console: Console, log: Path | None = None) -> Iterator[None]:
+    """What a user can mend is one message; all else is ours and keeps its traceback, in the log where there is one."""
+    try:
+        yield
+    except (RecipeError, ContractError, MissingArtifact) as error:
+        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        raise typer.Exit(2) from None
+    except Exception as error:
+        if log is None:
+            raise
+        print(traceback.format_exc(), file=sys.stderr, flush=True)
+        lines = str(error).strip().splitlines() or [""]
+        console.print(f"[bold red]failed:[/] {escape(type(error).__name__)}: {escape(lines[-1])}", soft_wrap=True)
+        console.print(f"All that was printed is in {log}. What is finished is kept: run the same command to go on.")
+        raise typer.Exit(1) from None
+
+
+def _print_plan(steps: list[Step], as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {"stage": s.stage.name, "state": s.state, "why": s.why, "path": str(s.folder), "fingerprint": s.fingerprint}
+            for s in steps
+        ]
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("stage", "state", "why", "path")
+    for step in steps:
+        table.add_row(step.stage.name, step.state, escape(step.why), str(step.folder))
+    Console().print(table)
+
+
+def _print_done(done: list[Done], console: Console) -> None:
+    table = Table("stage", "state", "rows or steps", "tokens", "seconds", "key figures", "path")
+    for row in done:
+        facts = row.step.manifest.facts
+        figures = ", ".join(f"{key} {_figure(facts[key])}" for key in _KEY_FIGURES if facts.get(key))
+        count = f"{facts['steps']} steps" if "steps" in facts else f"{facts['pairs']} pairs"
+        tokens = f"{facts['tokens']:,}" if "tokens" in facts else ""
+        table.add_row(
+            row.step.stage.name, row.state, count, tokens, f"{row.seconds:.1f}", figures, str(row.step.folder)
+        )
+    console.print(table)
+    if done[-1].step.stage.output is PolicyCheckpoint:
+        console.print(f"The policy: {PolicyCheckpoint(done[-1].step.folder).policy}", soft_wrap=True)
+
+
+_KEY_FIGURES = (
+    "train", "eval", "dropped", "cut_prompts", "cut_completions", "backend",
+    "loss first", "loss last", "check/ref_drift",
+    "eval/rewards/accuracies before", "eval/rewards/accuracies after",
+    "eval/rewards/margins before", "eval/rewards/margins after",
+)  # fmt: skip
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key} {_figure(each)}" for key, each in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"

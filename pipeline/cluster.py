@@ -1,0 +1,69 @@
+"""The only place that knows how Ray is reached: connect, runtime environment, job submission."""
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.recipe import Cluster
+from stages.errors import RecipeError
+
+CODE = Path(__file__).parents[1]  # the checkout: it holds pipeline/ and stages/
+_NOT_CODE = ["/.git/", "/.venv/", "/.models/", "/runs/", "/tests/", "/infra/"]
+
+
+@contextmanager
+def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
+    """Connect to the cluster of `cluster.address`, or start one on this machine for as long as the context lasts."""
+    import ray
+
+    try:
+        ray.init(
+            address=cluster.address,
+            runtime_env=runtime_env(cluster),
+            log_to_driver=True,
+            include_dashboard=False if cluster.address is None else None,
+            configure_logging=True,
+            logging_level="info" if verbose else "warning",
+        )
+    except ConnectionError as error:
+        raise RecipeError(f"no Ray cluster answers at cluster.address {cluster.address}: {error}") from error
+    ray.data.DataContext.get_current().enable_progress_bars = False  # ours are drawn from the parts on disk
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def runtime_env(cluster: Cluster) -> dict[str, Any]:
+    env_vars = {"TOKENIZERS_PARALLELISM": "false"} | cluster.env_vars
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # inside a submitted job, which has brought the code already
+        return {"env_vars": env_vars}
+    return {"working_dir": str(CODE), "excludes": _NOT_CODE, "env_vars": env_vars}
+
+
+def submit(cluster: Cluster, arguments: list[str], submission_id: str, metadata: dict[str, str]) -> str:
+    """Send `python -m pipeline ARGUMENTS` to the cluster as a Ray job; return its id. A live job is not sent twice."""
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    if not Path(cluster.root).is_absolute():
+        raise RecipeError(f"cluster.root {cluster.root} is relative: in a job that is a folder which ends with the job")
+    if not cluster.dashboard:
+        raise RecipeError('the cluster file names no dashboard to submit to; add dashboard: "http://HOST:8265"')
+    try:
+        client = JobSubmissionClient(cluster.dashboard)
+    except ConnectionError as error:
+        raise RecipeError(f"no Ray dashboard answers at {cluster.dashboard}: {error}") from error
+    before = {job.submission_id: job.status for job in client.list_jobs()}
+    if before.get(submission_id) in (JobStatus.PENDING, JobStatus.RUNNING):
+        return submission_id
+    if submission_id in before:
+        client.delete_job(submission_id)  # it has ended; the same work goes on under the same id
+    return client.submit_job(
+        entrypoint=shlex.join(["python", "-m", "pipeline", *arguments]),
+        submission_id=submission_id,
+        runtime_env={"working_dir": str(CODE), "excludes": _NOT_CODE},
+        metadata=metadata,
+    )

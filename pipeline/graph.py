@@ -1,0 +1,32 @@
+"""The stages, in order: one row each.
+
+The contract of a stage function, `stages.<name>.run:<name>`:
+1. `facts = stage(config, *, <inputs>, out, resources, progress)`; facts are plain data for the manifest.
+2. It reads only its inputs and what its config names, and writes only under `out`.
+3. It may be killed at any time; called again with the same `out` it continues and ends with the same parts.
+4. It knows nothing of fingerprints, the store, the command line or other stages.
+5. It checks its inputs on entry, and its own parts before it renames them.
+"""
+
+from dataclasses import dataclass
+
+from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
+
+Handle = type[PreferencePairs] | type[ReferenceLogprobs] | type[PolicyCheckpoint]
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    version: int  # raise it when the same config and inputs would give other results
+    inputs: dict[str, str]  # argument -> the stage whose output it is
+    output: Handle
+    models: tuple[str, ...]  # config fields that name a model
+
+
+SHARD = Stage("shard", version=1, inputs={}, output=PreferencePairs, models=())
+SCORE = Stage("score", version=1, inputs={"pairs": "shard"}, output=ReferenceLogprobs, models=("model",))
+TRAIN = Stage(
+    "train", version=1, inputs={"pairs": "shard", "logprobs": "score"}, output=PolicyCheckpoint, models=("policy",)
+)
+STAGES = {stage.name: stage for stage in (SHARD, SCORE, TRAIN)}

@@ -1,0 +1,99 @@
+"""External names -> what they mean: a local file or folder is its content, a hub name an immutable revision."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts import sha256_of
+from stages.errors import RecipeError
+from stages.model_files import is_tokenizer_file, split_revision
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Digests:
+    """Content digests of local files, remembered by path, size and time of change, so that `plan` is quick."""
+
+    def __init__(self, cache: Path | None):
+        self._cache = cache
+        self._known: dict[str, str] = json.loads(cache.read_text()) if cache and cache.exists() else {}
+        self._changed = False
+
+    def of_file(self, path: Path) -> str:
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if key not in self._known:
+            self._known[key] = sha256_of(path)
+            self._changed = True
+        return self._known[key]
+
+    def of_files(self, folder: Path, files: list[Path]) -> str:
+        listing = [[path.relative_to(folder).as_posix(), self.of_file(path)] for path in sorted(files)]
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+    def save(self) -> None:
+        if self._cache and self._changed:
+            unfinished = self._cache.with_name(f"{self._cache.name}.{os.getpid()}")
+            unfinished.write_text(json.dumps(self._known))
+            unfinished.rename(self._cache)
+
+
+def model_identity(name: str, digests: Digests, field: str, tokenizer_only: bool = False) -> tuple[str, str]:
+    """(name to load, identity) of a model. With `tokenizer_only`, its weights are not part of the identity."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        files = [p for p in folder.rglob("*") if p.is_file() and not _hidden(p, folder)]
+        if tokenizer_only:
+            files = [p for p in files if is_tokenizer_file(p.name)]
+        if not files:
+            raise RecipeError(f"{field}: the folder {name} holds no {'tokenizer' if tokenizer_only else 'model'} files")
+        return str(folder.resolve()), f"sha256:{digests.of_files(folder, files)}"
+    return _hub_identity(name, "model", field)
+
+
+def source_identity(name: str, digests: Digests, field: str) -> tuple[str, str]:
+    """(name to read, identity) of a set of triples: a file, a folder, a glob pattern, or a hub name."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return str(path.resolve()), f"sha256:{digests.of_file(path)}"
+    if path.is_dir():
+        files = [p for p in path.rglob("*") if p.is_file() and not _hidden(p, path)]
+        return str(path.resolve()), f"sha256:{digests.of_files(path, files)}"
+    if any(character in name for character in "*?["):
+        files = sorted(path.parent.glob(path.name))
+        if not files:
+            raise RecipeError(f"{field}: no file matches {name} (looked from {Path.cwd()})")
+        return str(path.parent.resolve() / path.name), f"sha256:{digests.of_files(path.parent, files)}"
+    return _hub_identity(name, "dataset", field)
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(piece.startswith(".") for piece in path.relative_to(folder).parts)
+
+
+def _hub_identity(name: str, kind: str, field: str) -> tuple[str, str]:
+    base, revision = split_revision(name)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) or base.endswith((".jsonl", ".gz", ".parquet", ".json")):
+        raise RecipeError(f"{field}: there is no file or folder {name} (looked from {Path.cwd()})")
+    if not (revision and _COMMIT.fullmatch(revision)):
+        revision = _commit_of(base, revision or "main", kind, field)
+    return f"{base}@{revision}", f"hub:{base}@{revision}"
+
+
+def _commit_of(base: str, revision: str, kind: str, field: str) -> str:
+    from huggingface_hub import HfApi, constants  # slow to import, and only hub names need it
+
+    remembered = Path(constants.HF_HUB_CACHE) / f"{kind}s--{base.replace('/', '--')}" / "refs" / revision
+    try:
+        sha: Any = HfApi().repo_info(base, revision=revision, repo_type=kind, timeout=10).sha
+    except Exception as error:
+        if remembered.exists():  # downloaded before, and the hub is out of reach now
+            return remembered.read_text().strip()
+        raise RecipeError(
+            f"{field}: {base} is no local path (looked from {Path.cwd()}), and the hub did not answer for this "
+            f"{kind} at revision {revision}: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    return str(sha)

@@ -1,0 +1,193 @@
+"""plan(): what is there, what is missing, and why. run(): make what is missing."""
+
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.fingerprint import differences, fingerprint
+from pipeline.graph import STAGES, Stage
+from pipeline.identity import Digests, model_identity, source_identity
+from pipeline.recipe import Cluster, Recipe
+from pipeline.store import Store, damage
+from stages.artifacts import MANIFEST, Manifest
+from stages.config import Config
+from stages.errors import MissingArtifact, RecipeError
+from stages.model_files import max_positions
+from stages.progress import Progress
+
+
+class State(StrEnum):
+    HIT = "hit"  # finished and whole
+    PARTIAL = "partial"  # begun, or damaged; what is good of it stays
+    MISS = "miss"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One stage of a recipe, with all external names resolved, and the name of what it makes."""
+
+    stage: Stage
+    config: Config
+    payload: dict[str, Any]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Step(Identity):
+    """How far the store is with it."""
+
+    folder: Path
+    state: State
+    why: str
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest.read(self.folder)
+
+
+@dataclass(frozen=True)
+class Done:
+    """One row of the closing table."""
+
+    step: Step
+    state: Literal["done", "hit"]
+    seconds: float
+
+
+def identify(recipe: Recipe, digests: Digests) -> dict[str, Identity]:
+    """Raises RecipeError where a file or model that the recipe names is not there, or cannot do what is asked."""
+    found: dict[str, Identity] = {}
+    for stage in STAGES.values():
+        config, identity = _resolve(getattr(recipe, stage.name), stage, digests)
+        inputs = {argument: found[made_by].fingerprint for argument, made_by in stage.inputs.items()}
+        payload = {"stage": stage.name, "version": stage.version, "config": identity, "inputs": inputs}
+        found[stage.name] = Identity(stage, config, payload, fingerprint(payload))
+        for field in stage.models:
+            _check_context(f"{stage.name}.{field}", getattr(config, field), recipe.shard.max_length)
+    return found
+
+
+def plan(recipe: Recipe, store: Store) -> list[Step]:
+    """The stages in order, and what the store has of each. Raises as `identify` does."""
+    digests = Digests(store.root / ".digests.json")
+    steps = [_step(identity, store) for identity in identify(recipe, digests).values()]
+    digests.save()
+    return steps
+
+
+def run(
+    steps: list[Step],
+    selected: list[str],
+    cluster: Cluster,
+    store: Store,
+    connect: Callable[[], AbstractContextManager[None]],
+    progress: Callable[[str], AbstractContextManager[Progress]],
+) -> Iterator[Done]:
+    """Make what `selected` stages lack; `connect` is entered only if there is something to make."""
+    _check_inputs(steps, selected)
+    missing = [step for step in steps if step.stage.name in selected and step.state != State.HIT]
+    if not missing:
+        yield from (Done(step, "hit", 0.0) for step in steps if step.stage.name in selected)
+        return
+    with connect():
+        for step in steps:
+            if step in missing:
+                yield _make(step, steps, cluster, store, progress)
+            elif step.stage.name in selected:
+                yield Done(step, "hit", 0.0)
+
+
+def _resolve(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[str, Any]]:
+    """The config to run with (real paths, fixed revisions) and the one to hash (identities in their place)."""
+    names: dict[str, tuple[str, str]] = {
+        field: model_identity(getattr(config, field), digests, f"{stage.name}.{field}") for field in stage.models
+    }
+    if stage.name == "shard":
+        names["source"] = source_identity(config.source, digests, "shard.source")
+        names["tokenizer"] = model_identity(config.tokenizer, digests, "shard.tokenizer", tokenizer_only=True)
+    resolved = config.model_copy(update={field: name for field, (name, _) in names.items()})
+    identity = config.model_dump(mode="json") | {field: identity for field, (_, identity) in names.items()}
+    return resolved, identity
+
+
+def _step(identity: Identity, store: Store) -> Step:
+    folder = store.folder(identity.stage.name, identity.fingerprint)
+    if (folder / MANIFEST).exists():
+        problems = damage(folder, Manifest.read(folder), content=False)
+        state, why = (State.PARTIAL, "; ".join(problems[:3])) if problems else (State.HIT, "")
+    elif folder.exists():
+        finished = len(list(folder.glob("part-*.parquet")))
+        state, why = State.PARTIAL, f"stopped before its end; finished parts: {finished}"
+    else:
+        state, why = State.MISS, _nearest(identity.payload, store)
+    return Step(**vars(identity), folder=folder, state=state, why=why)
+
+
+def _nearest(payload: dict[str, Any], store: Store) -> str:
+    """In what a new artifact differs from the most similar one there is."""
+    stage = payload["stage"]
+    known = [(differences(manifest.payload, payload), manifest) for manifest in store.manifests(stage)]
+    if not known:
+        return "never made"
+    changed, manifest = min(known, key=lambda pair: len(pair[0]))
+    named = [line.replace("config.", f"{stage}.", 1).replace("inputs.", "input ", 1) for line in changed]
+    return f"{'; '.join(named)} (against {manifest.fingerprint[:12]})"
+
+
+def _check_context(field: str, model: str, max_length: int) -> None:
+    limit = max_positions(model)
+    if limit is not None and max_length > limit:
+        raise RecipeError(
+            f"shard.max_length is {max_length}, but {field} {model} takes at most {limit} tokens. "
+            f"Set shard.max_length to {limit} or less, or use a model with a longer context"
+        )
+
+
+def _check_inputs(steps: list[Step], selected: list[str]) -> None:
+    states = {step.stage.name: step for step in steps}
+    for name in selected:
+        for made_by in STAGES[name].inputs.values():
+            if made_by not in selected and states[made_by].state != State.HIT:
+                missing = states[made_by]
+                raise MissingArtifact(
+                    f"{name} needs {missing.stage.output.__name__} {missing.fingerprint[:12]}, which is not finished "
+                    f"({missing.state}: {missing.why}). Make it first: raydpo run RECIPE --only {made_by}"
+                )
+
+
+def _make(
+    step: Step,
+    steps: list[Step],
+    cluster: Cluster,
+    store: Store,
+    progress: Callable[[str], AbstractContextManager[Progress]],
+) -> Done:
+    _clear_damage(step)
+    step.folder.mkdir(parents=True, exist_ok=True)
+    folders = {other.stage.name: other.folder for other in steps}
+    inputs = {argument: STAGES[made_by].output(folders[made_by]) for argument, made_by in step.stage.inputs.items()}
+    name = step.stage.name
+    stage = getattr(importlib.import_module(f"stages.{name}.run"), name)
+    began = time.perf_counter()
+    with progress(name) as reported:
+        facts = stage(step.config, **inputs, out=step.folder, resources=getattr(cluster, name), progress=reported)
+    seconds = time.perf_counter() - began
+    store.commit(name, step.fingerprint, step.payload, facts, seconds)
+    return Done(step, "done", seconds)
+
+
+def _clear_damage(step: Step) -> None:
+    """An artifact with missing or damaged files is unfinished again; its good parts stay."""
+    if not (step.folder / MANIFEST).exists():
+        return
+    manifest = step.manifest
+    (step.folder / MANIFEST).unlink()
+    for record in manifest.files:
+        path = step.folder / record.name
+        if path.exists() and path.stat().st_size != record.bytes:
+            path.unlink()

@@ -1,0 +1,85 @@
+"""What people see: one progress bar, tables, and none of the noise, which goes to a log file."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pipeline.recipe import Wandb
+
+# Which metrics stand beside the bar, under which short name.
+_SHOWN = {"loss": "loss", "rewards/margins": "margin", "pairs_per_second": "pairs/s", "pairs/s": "pairs/s"}
+
+
+@contextmanager
+def quiet(log: Path, verbose: bool) -> Iterator[Console]:
+    """Send what this process and its children print to `log`; the console given still writes to the terminal."""
+    if verbose:
+        yield Console()
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush(), sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with log.open("ab", 0) as file, os.fdopen(os.dup(saved[0]), "w", buffering=1) as terminal:
+        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+        try:
+            yield Console(file=terminal)
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            for target, original in zip((1, 2), saved, strict=True):
+                os.dup2(original, target)
+                os.close(original)
+
+
+class Bar:
+    """stages.progress.Progress drawn with rich; training metrics go on to wandb where the recipe asks for it."""
+
+    def __init__(self, progress: Progress, name: str, tracker: Any):
+        self._progress, self._name, self._tracker = progress, name, tracker
+        self._task = progress.add_task(name, total=None, figures="")
+
+    def start(self, total: int, done: int, unit: str) -> None:
+        self._progress.update(self._task, total=total, completed=done, description=f"{self._name} ({unit})")
+
+    def advance(self, done: int, **figures: float) -> None:
+        shown = "  ".join(f"{label} {figures[key]:.4g}" for key, label in _SHOWN.items() if key in figures)
+        self._progress.update(self._task, completed=done)
+        if shown:
+            self._progress.update(self._task, figures=shown)
+        if self._tracker:
+            self._tracker.log(figures, step=done)
+
+
+@contextmanager
+def bar(console: Console, name: str, wandb: Wandb | None, run_name: str, folder: Path) -> Iterator[Bar]:
+    columns = (
+        TextColumn("{task.description:16}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    tracker = _tracker(wandb, run_name, folder) if wandb and name == "train" else None
+    with Progress(
+        *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
+    ) as progress:
+        yield Bar(progress, name, tracker)
+    if tracker:
+        tracker.finish()
+
+
+def _tracker(wandb: Wandb, run_name: str, folder: Path) -> Any:
+    import wandb as client
+
+    online = bool(client.api.api_key)
+    return client.init(
+        project=wandb.project,
+        entity=wandb.entity,
+        name=run_name,
+        dir=folder,
+        mode="online" if online else "offline",
+    )

@@ -1,0 +1,159 @@
+"""Typed read handles on artifacts: what one stage writes and the next one reads.
+
+An artifact is a folder. `manifest.json` is written last, so a folder without one is unfinished work.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stages import schema
+from stages.errors import ContractError, MissingArtifact
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    name: str  # relative to the artifact's folder, "/" between folders
+    bytes: int
+    sha256: str
+    rows: int | None  # of a Parquet file
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a finished artifact: what it was made from, what it holds, and who made it."""
+
+    stage: str
+    fingerprint: str
+    payload: dict[str, Any]  # what was hashed to give the fingerprint
+    files: list[FileRecord]
+    facts: dict[str, Any]  # what the stage reports of its work
+    provenance: dict[str, Any]  # versions, machine, times: recorded, never part of the identity
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        try:
+            fields = json.loads((folder / MANIFEST).read_text())
+        except FileNotFoundError as error:
+            raise MissingArtifact(f"{folder} holds no finished artifact: it has no {MANIFEST}") from error
+        fields["files"] = [FileRecord(**record) for record in fields["files"]]
+        return cls(**fields)
+
+    def write(self, folder: Path) -> None:
+        unfinished = folder / f".{MANIFEST}"
+        unfinished.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        unfinished.rename(folder / MANIFEST)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_files(folder: Path) -> Iterator[FileRecord]:
+    """Every file of an artifact, by name; hidden ones are scratch and do not count."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() or name == MANIFEST or any(piece.startswith(".") for piece in name.split("/")):
+            continue
+        rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
+        yield FileRecord(name, path.stat().st_size, sha256_of(path), rows)
+
+
+@dataclass(frozen=True)
+class PreferencePairs:
+    """Output of `shard`: tokenized pairs in `part-NNNNN.parquet` (schema.PAIRS), dropped rows in `rejects.parquet`."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest.read(self.folder)
+
+    @property
+    def parts(self) -> list[str]:
+        return [path.name for path in sorted(self.folder.glob("part-*.parquet"))]
+
+    def read(self, part: str) -> pa.Table:
+        return schema.read_part(self.folder / part, schema.PAIRS, _remedy("shard"))
+
+
+@dataclass(frozen=True)
+class ReferenceLogprobs:
+    """Output of `score`: one file for each part of the pairs, row for row (schema.LOGPROBS)."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest.read(self.folder)
+
+    def read(self, part: str, pairs: pa.Table) -> pa.Table:
+        """The log-probs of `pairs`, a part as PreferencePairs.read gives it; a zip that checks every row."""
+        table = schema.read_part(self.folder / part, schema.LOGPROBS, _remedy("score"))
+        check_covers(table, pairs, f"{self.folder / part}")
+        return table
+
+    def check_scored_from(self, pairs: PreferencePairs) -> None:
+        """Refuse log-probs of other pairs before a single row is read."""
+        scored, given = self.manifest.payload["inputs"]["pairs"][:12], pairs.manifest.fingerprint[:12]
+        if scored != given:
+            raise ContractError(
+                f"ReferenceLogprobs {self.folder.name} was scored from PreferencePairs {scored}, but train was given "
+                f"{given}. Score these pairs: raydpo run RECIPE --only score"
+            )
+
+
+@dataclass(frozen=True)
+class PolicyCheckpoint:
+    """Output of `train`: `policy/` (Hugging Face), `checkpoint/` (torch.distributed.checkpoint), `metrics.jsonl`."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest.read(self.folder)
+
+    @property
+    def policy(self) -> Path:
+        return self.folder / "policy"
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def check_covers(logprobs: pa.Table, pairs: pa.Table, where: str) -> None:
+    """Raise ContractError unless `logprobs` holds finite values for exactly the rows and tokens of `pairs`."""
+    if not logprobs["pair_id"].equals(pairs["pair_id"]):
+        both = zip(logprobs["pair_id"].to_pylist(), pairs["pair_id"].to_pylist(), strict=False)
+        row = next((i for i, (left, right) in enumerate(both) if left != right), min(len(logprobs), len(pairs)))
+        raise ContractError(
+            f"{where} holds log-probs of other pairs: {len(logprobs)} rows for {len(pairs)} pairs, and from row {row} "
+            f"on the pair_id differs. {_remedy('score')}"
+        )
+    for side in ("chosen", "rejected"):
+        tokens = logprobs[f"ref_{side}_token_logps"].combine_chunks()
+        ids = pairs[f"{side}_ids"].combine_chunks()
+        if not tokens.value_lengths().equals(ids.value_lengths()):
+            raise ContractError(f"{where} has not as many {side} log-probs as tokens. {_remedy('score')}")
+        for values in (tokens.flatten(), logprobs[f"ref_{side}_logps"].combine_chunks()):
+            if not _all_finite(values):
+                raise ContractError(f"{where} has {side} log-probs that are not finite. {_remedy('score')}")
+
+
+def _all_finite(values: pa.Array) -> bool:
+    return not values.null_count and bool(pc.all(pc.is_finite(values), min_count=0).as_py())
+
+
+def _remedy(stage: str) -> str:
+    return f"Delete the file and make it again: raydpo run RECIPE --only {stage}"

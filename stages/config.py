@@ -1,0 +1,14 @@
+"""What all stage configs share: they are frozen, know all their keys, and are plain data."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Config(BaseModel):
+    """A section of a recipe or cluster file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

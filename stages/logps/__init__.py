@@ -1,0 +1,1 @@
+"""The one forward pass that the torch scorer, training and evaluation share."""

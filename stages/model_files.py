@@ -1,0 +1,40 @@
+"""A model as a name: a local Hugging Face folder, or a hub name with an optional revision ("org/name@revision").
+
+Reads files only; no torch, no transformers.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+# Of a model folder, what decides how text becomes token ids. Other weights do not change the pairs.
+TOKENIZER_FILES = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges", "spiece")
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """ "org/name@revision" -> ("org/name", "revision"); a local path has none."""
+    if Path(name).exists():
+        return name, None
+    base, _, revision = name.partition("@")
+    return base, revision or None
+
+
+def is_tokenizer_file(name: str) -> bool:
+    return name.startswith(TOKENIZER_FILES)
+
+
+def max_positions(name: str) -> int | None:
+    """The longest sequence the model can take, in tokens; None where its config states no limit (ALiBi, say)."""
+    config = _read_config(name)
+    config = config.get("text_config", config)
+    return next((config[key] for key in _CONTEXT_KEYS if config.get(key)), None)
+
+
+def _read_config(name: str) -> dict[str, Any]:
+    folder, revision = split_revision(name)
+    if Path(folder).is_dir():
+        return json.loads((Path(folder) / "config.json").read_text())
+    from huggingface_hub import hf_hub_download  # slow to import, and only hub names need it
+
+    return json.loads(Path(hf_hub_download(folder, "config.json", revision=revision)).read_text())

@@ -1,0 +1,17 @@
+"""How a stage tells people where it stands. The pipeline draws it; a stage run by itself may be silent."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    def start(self, total: int, done: int, unit: str) -> None:
+        """`done` of `total` units (parts, steps) were finished before this run."""
+
+    def advance(self, done: int, **figures: float) -> None:
+        """`done` units are finished now. `figures` are the metrics of the moment, named as in metrics.jsonl."""
+
+
+class Silent:
+    def start(self, total: int, done: int, unit: str) -> None: ...
+
+    def advance(self, done: int, **figures: float) -> None: ...

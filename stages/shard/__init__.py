@@ -1,0 +1,1 @@
+"""triples -> tokenized, checked and identified pairs, in fixed parts."""

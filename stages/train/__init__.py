@@ -1,0 +1,1 @@
+"""pairs and reference log-probs -> policy. The reference model is never loaded here."""

@@ -1,0 +1,38 @@
+"""How the policy is trained. There is no field for a reference model: training reads only its log-probs."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.config import Config, Count, Fraction
+
+
+class TrainConfig(Config):
+    policy: str  # the model to start from: folder or hub name "org/name@revision"
+    starts_at_reference: bool = True  # policy equal to reference at step 1; ref_tolerance is then enforced
+    ref_tolerance: float = Field(0.01, gt=0)  # largest difference of a token's log-prob at step 1, nats
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward and backward pass; weights stay float32
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    beta: float = Field(0.1, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+
+    global_batch: Count = 64  # pairs an optimizer step, whatever the number of workers
+    epochs: float = Field(1.0, gt=0)
+    max_steps: Count | None = None  # stop early
+    seed: int = Field(0, ge=0)
+
+    lr: float = Field(5e-7, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_fraction: Fraction = 0.1  # of the steps
+    weight_decay: float = Field(0.0, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = Field(1e-8, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+
+
+class TrainResources(Config):
+    workers: Count = 1
+    cpus_per_worker: Count = 1
+    gpus_per_worker: int = Field(0, ge=0, le=1)
+    pairs_per_microbatch: Count = 4  # bounds memory; the result does not depend on it

@@ -1,0 +1,64 @@
+"""The training set: pairs zipped with their reference log-probs, part by part, every row checked."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from stages.artifacts import PreferencePairs, ReferenceLogprobs
+from stages.logps.layout import Layout, pack
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some pairs, laid out for the model, with what the reference said of them."""
+
+    pair_ids: list[str]
+    layout: Layout
+    ref_chosen_logps: torch.Tensor  # [B] float32
+    ref_rejected_logps: torch.Tensor  # [B] float32
+    ref_token_logps: torch.Tensor  # [N] float32, in the layout's order
+
+    @classmethod
+    def of(cls, rows: list[dict[str, Any]], device: torch.device) -> "Batch":
+        token_logps = [
+            value for row in rows for side in ("chosen", "rejected") for value in row[f"ref_{side}_token_logps"]
+        ]
+        return cls(
+            [row["pair_id"] for row in rows],
+            pack([(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows]).to(device),
+            torch.tensor([row["ref_chosen_logps"] for row in rows], dtype=torch.float32, device=device),
+            torch.tensor([row["ref_rejected_logps"] for row in rows], dtype=torch.float32, device=device),
+            torch.tensor(token_logps, dtype=torch.float32, device=device),
+        )
+
+
+class PairTable:
+    """All pairs of one split, in the order of parts and rows."""
+
+    def __init__(self, pairs: PreferencePairs, logprobs: ReferenceLogprobs, split: str):
+        parts = []
+        for part in pairs.parts:
+            table = pairs.read(part)
+            scored = logprobs.read(part, table)
+            for name in scored.column_names[1:]:
+                table = table.append_column(name, scored[name])
+            parts.append(table.filter(pc.equal(table["split"], split)))
+        self._table = pa.concat_tables(parts)
+        prompt, chosen, rejected = (
+            pc.list_value_length(self._table[f"{name}_ids"]).to_numpy() for name in ("prompt", "chosen", "rejected")
+        )
+        self._lengths = prompt + np.maximum(chosen, rejected)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def by_length(self, rows: np.ndarray) -> np.ndarray:
+        """The same pairs, longest first: neighbours share a micro-batch, and little of it is padding."""
+        return rows[np.argsort(-self._lengths[rows], kind="stable")]
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
+        return Batch.of(self._table.take(pa.array(rows)).to_pylist(), device)

@@ -1,0 +1,106 @@
+"""The train stage: Ray Train starts the workers; the metrics they write are followed here."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
+from stages.errors import ContractError, out_of_ray
+from stages.logps.model import check_fits
+from stages.progress import Progress, Silent
+from stages.train.batches import num_steps
+from stages.train.config import TrainConfig, TrainResources
+from stages.train.worker import Job, clear, train_worker
+
+
+def train(
+    config: TrainConfig,
+    *,
+    pairs: PreferencePairs,
+    logprobs: ReferenceLogprobs,
+    out: Path,
+    resources: TrainResources,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write the PolicyCheckpoint of `config` under `out` and return the facts of the work.
+
+    Raises RecipeError where the policy cannot take the pairs' length; ContractError where `logprobs` are not those of
+    `pairs`, a part is damaged, or the policy is not the reference at step 1.
+    """
+    made = pairs.manifest.facts
+    check_fits(config.policy, made["longest"])
+    logprobs.check_scored_from(pairs)
+    if not made["train"]:
+        raise ContractError(f"PreferencePairs {pairs.folder.name} has no pair to train on; lower shard.eval_fraction")
+    out.mkdir(parents=True, exist_ok=True)
+    clear(out)
+    steps = num_steps(made["train"], config)
+    _fit(Job(config, resources, pairs, logprobs, out, made["longest"]), steps, progress or Silent())
+    return _facts(PolicyCheckpoint(out).metrics, steps, made["train"])
+
+
+def _fit(job: Job, steps: int, progress: Progress) -> None:
+    scratch = job.out / ".ray"
+    shutil.rmtree(scratch, ignore_errors=True)  # Ray Train would take an earlier run of this name up again
+    resources = {"CPU": job.resources.cpus_per_worker, "GPU": job.resources.gpus_per_worker}
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=job.resources.workers,
+            use_gpu=bool(job.resources.gpus_per_worker),
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(name="train", storage_path=str(scratch), failure_config=FailureConfig(max_failures=0)),
+    )
+    finished = Event()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(_follow, job.out / "metrics.jsonl", steps, finished, progress)
+        try:
+            with out_of_ray():
+                trainer.fit()
+        finally:
+            finished.set()
+    following.result()
+    shutil.rmtree(scratch)
+
+
+def _follow(metrics: Path, steps: int, finished: Event, progress: Progress) -> None:
+    """Report each line of metrics.jsonl as it comes: the file is the truth, whoever watches reads it."""
+    progress.start(steps, 0, "steps")
+    seen = 0
+    while True:
+        last_look = finished.wait(0.3)
+        text = metrics.read_text() if metrics.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        for line in lines[seen:]:
+            figures = json.loads(line)
+            progress.advance(figures.pop("step"), **figures)
+        seen = len(lines)
+        if last_look:
+            return
+
+
+def _facts(metrics: list[dict[str, float]], steps: int, pairs: int) -> dict[str, Any]:
+    before, first, last, after = metrics[0], metrics[1], metrics[-2], metrics[-1]
+    evaluated = {
+        f"{name} {moment}": line[name]
+        for name in ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins")
+        for moment, line in (("before", before), ("after", after))
+        if name in line
+    }
+    return {
+        "steps": steps,
+        "pairs": pairs,
+        "loss first": first["loss"],
+        "loss last": last["loss"],
+        "check/ref_drift": first["check/ref_drift"],
+        "check/ref_drift_mean": first["check/ref_drift_mean"],
+        "peak_memory_gb": max(line.get("peak_memory_gb", 0.0) for line in metrics),
+    } | evaluated

@@ -1,0 +1,60 @@
+"""Which pairs a step takes, and who computes them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.train.batches import batch_at, num_steps, shares
+from stages.train.config import TrainConfig
+from stages.train.schedule import lr_at
+
+sizes = st.integers(1, 40)
+
+
+@given(num_pairs=sizes, global_batch=sizes, seed=st.integers(0, 5))
+def test_an_epoch_has_every_pair_once(num_pairs: int, global_batch: int, seed: int) -> None:
+    steps = range(1, 2 * num_pairs // global_batch + 2)
+    stream = np.concatenate([batch_at(step, seed, num_pairs, global_batch) for step in steps])
+    assert len(stream) >= num_pairs
+    for start in range(0, len(stream) - num_pairs + 1, num_pairs):
+        assert sorted(stream[start : start + num_pairs]) == list(range(num_pairs))
+
+
+def test_a_batch_is_a_function_of_seed_and_step() -> None:
+    assert (batch_at(7, 3, 100, 8) == batch_at(7, 3, 100, 8)).all()
+    assert (batch_at(7, 3, 100, 8) != batch_at(7, 4, 100, 8)).any()
+    assert (batch_at(1, 3, 8, 8) != batch_at(2, 3, 8, 8)).any()  # another order in the next epoch
+
+
+@given(size=sizes, world=st.integers(1, 6), micro=st.integers(1, 7))
+def test_the_ranks_share_a_batch_exactly_and_keep_step(size: int, world: int, micro: int) -> None:
+    batch = np.random.default_rng(0).permutation(size)
+    by_rank = [shares(batch, rank, world, micro) for rank in range(world)]
+    assert len({tuple(len(share.rows) for share in own) for own in by_rank}) == 1  # all ranks: the same forward passes
+    assert max(len(share.rows) for own in by_rank for share in own) <= micro
+    weighted = [row for own in by_rank for share in own for row in share.rows[share.weights == 1]]
+    assert sorted(weighted) == sorted(batch)
+
+
+def config(**fields: object) -> TrainConfig:
+    return TrainConfig(policy="x", **fields)
+
+
+def test_steps_cover_the_epochs() -> None:
+    assert num_steps(100, config(global_batch=8)) == 13
+    assert num_steps(100, config(global_batch=8, epochs=0.5)) == 7
+    assert num_steps(100, config(global_batch=8, max_steps=3)) == 3
+    assert num_steps(3, config(global_batch=8)) == 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "last"), [("constant", 1, 1), ("linear", 0.5, 0.1), ("cosine", 0.5, 0.02447)]
+)
+def test_schedules(schedule: str, middle: float, last: float) -> None:
+    shape = config(lr=1.0, warmup_fraction=0.1, schedule=schedule)
+    assert lr_at(1, 10, shape) == 1.0  # one step of warmup
+    assert lr_at(6, 10, shape) == pytest.approx(middle, abs=1e-6)
+    assert lr_at(10, 10, shape) == pytest.approx(last, abs=1e-5)
+    long = config(lr=1.0, warmup_fraction=0.5, schedule=schedule)
+    assert [lr_at(step, 8, long) for step in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
