@@ -24,13 +24,17 @@ def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
             address=cluster.address,
             runtime_env=runtime_env(cluster),
             log_to_driver=True,
-            include_dashboard=False if cluster.address is None else None,
+            # With its dashboard: without one Ray Train asks any other cluster on the machine whether its controller
+            # lives, hears no, and stops the run.
+            include_dashboard=True if cluster.address is None else None,
             configure_logging=True,
             logging_level="info" if verbose else "warning",
         )
     except ConnectionError as error:
         raise RecipeError(f"no Ray cluster answers at cluster.address {cluster.address}: {error}") from error
-    ray.data.DataContext.get_current().enable_progress_bars = False  # ours are drawn from the parts on disk
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the pipeline draws its own
+    context.raise_original_map_exception = True  # so that a worker's error reaches the user as itself
     try:
         yield
     finally:

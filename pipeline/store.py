@@ -48,7 +48,7 @@ class Store:
     ) -> Manifest:
         """Write the manifest, and by that declare the artifact finished."""
         folder = self.folder(stage, fingerprint)
-        for scratch in folder.rglob(".*"):  # unfinished writes of killed runs
+        for scratch in folder.glob(".*"):  # unfinished writes of killed runs
             shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
         installed = {each.name: each.version for each in importlib.metadata.distributions()}
         versions = {package: installed[package] for package in _RECORDED if package in installed}

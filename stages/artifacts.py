@@ -60,10 +60,10 @@ def sha256_of(path: Path) -> str:
 
 
 def list_files(folder: Path) -> Iterator[FileRecord]:
-    """Every file of an artifact, by name; hidden ones are scratch and do not count."""
+    """Every file of an artifact, by name; what is hidden at the top is scratch and does not count."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or name == MANIFEST or any(piece.startswith(".") for piece in name.split("/")):
+        if path.is_dir() or name == MANIFEST or name.startswith("."):
             continue
         rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
         yield FileRecord(name, path.stat().st_size, sha256_of(path), rows)

@@ -1,13 +1,21 @@
 """What tests share: a tiny random model with a real tokenizer, SmolLM2, and one Ray cluster for the session."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
-from pipeline.cluster import runtime_env
+from pipeline import recipe as recipes
+from pipeline.cluster import connected
 from pipeline.recipe import Cluster
+from pipeline.runner import Done, Step, plan, run
+from pipeline.store import Store
+from stages.progress import Silent
 
 ROOT = Path(__file__).parents[1]
 CHATML = (
@@ -66,9 +74,72 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """One cluster for all tests; its address, for command lines that connect to it."""
-    import ray
+    with connected(Cluster(), verbose=False):
+        import ray
 
-    context = ray.init(num_cpus=2, runtime_env=runtime_env(Cluster()), log_to_driver=False, logging_level="error")
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
+        yield ray.get_runtime_context().gcs_address
+
+
+@dataclass(frozen=True)
+class Project:
+    """A recipe on a tiny model and its triples, with a root of its own; run in this process."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def cluster(self) -> Path:
+        return self.folder / "cluster.yaml"
+
+    def plan(self, *overrides: str) -> dict[str, Step]:
+        recipe, cluster = recipes.load(self.recipe, self.cluster, list(overrides))
+        return {step.stage.name: step for step in plan(recipe, Store.open(cluster.root))}
+
+    def run(self, *overrides: str, stages: Sequence[str] = ("shard", "score", "train")) -> dict[str, Done]:
+        recipe, cluster = recipes.load(self.recipe, self.cluster, list(overrides))
+        store = Store.open(cluster.root)
+        done = run(
+            plan(recipe, store),
+            list(stages),
+            cluster,
+            store,
+            connect=nullcontext,
+            progress=lambda _: nullcontext(Silent()),
+        )
+        return {row.step.stage.name: row for row in done}
+
+
+def make_project(folder: Path, model: Path, num_triples: int = 40) -> Project:
+    adjectives, nouns = (
+        ("good", "bad", "warm", "cold", "long", "short", "wet", "dry"),
+        ("day", "night", "sea", "road", "book", "cake", "house", "train"),
+    )
+    with (folder / "triples.jsonl").open("w") as lines:
+        for i in range(num_triples):
+            first, second, noun = adjectives[i % 8], adjectives[(i + 3) % 8], nouns[i // 8 % 8]
+            triple = {
+                "prompt": [{"role": "user", "content": f"How was the {noun}, number {i}?"}],
+                "chosen": [{"role": "assistant", "content": f"The {noun} was {first}" + " and so on" * (i % 5)}],
+                "rejected": [{"role": "assistant", "content": f"It was {second}, the {noun}."}],
+            }
+            lines.write(json.dumps(triple) + "\n")
+    recipe = {
+        "model": str(model),
+        "shard": {"source": str(folder / "triples.jsonl"), "max_length": 128, "eval_fraction": 0.25, "num_parts": 4},
+        "score": {"backend": "torch", "dtype": "float32"},
+        "train": {"global_batch": 5, "lr": 1e-3, "epochs": 2, "max_steps": 6},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "cluster.yaml").write_text(yaml.safe_dump({"root": str(folder / "runs")}))
+    return Project(folder)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_cluster: str) -> Project:  # noqa: ARG001
+    """A project whose three stages have run. Tests read it, and write no artifact of its own recipe."""
+    project = make_project(tmp_path_factory.mktemp("trained"), tiny_model)
+    project.run()
+    return project

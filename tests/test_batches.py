@@ -49,7 +49,7 @@ def test_steps_cover_the_epochs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "middle", "last"), [("constant", 1, 1), ("linear", 0.5, 0.1), ("cosine", 0.5, 0.02447)]
+    ("schedule", "middle", "last"), [("constant", 1, 1), ("linear", 5 / 9, 1 / 9), ("cosine", 0.586824, 0.030154)]
 )
 def test_schedules(schedule: str, middle: float, last: float) -> None:
     shape = config(lr=1.0, warmup_fraction=0.1, schedule=schedule)

@@ -1,0 +1,58 @@
+"""What is a hit, what is a miss, and why."""
+
+import pytest
+from conftest import Project
+
+from stages.errors import MissingArtifact, RecipeError
+
+
+def states(project: Project, *overrides: str) -> str:
+    return " ".join(f"{name}:{step.state}" for name, step in project.plan(*overrides).items())
+
+
+def test_a_finished_recipe_is_all_hits_on_any_cluster(trained: Project) -> None:
+    all_hits = "shard:hit score:hit train:hit"
+    assert states(trained) == all_hits
+    assert states(trained, "cluster.train.workers=7", "cluster.score.actors=3") == all_hits
+
+
+def test_a_change_reruns_its_stage_and_those_after_it_and_is_named(trained: Project) -> None:
+    plan = trained.plan("train.beta=0.2")
+    assert states(trained, "train.beta=0.2") == "shard:hit score:hit train:miss"
+    assert "train.beta: 0.1 -> 0.2" in plan["train"].why
+    plan = trained.plan("score.dtype=bfloat16")
+    assert states(trained, "score.dtype=bfloat16") == "shard:hit score:miss train:miss"
+    assert "score.dtype: float32 -> bfloat16" in plan["score"].why
+    assert "input logprobs" in plan["train"].why
+
+
+def test_only_the_changed_stage_runs(trained: Project) -> None:
+    times = {path: path.stat().st_mtime_ns for path in trained.folder.glob("runs/s*/*/*")}
+    done = trained.run("train.beta=0.2", "train.max_steps=1")
+    assert {name: row.state for name, row in done.items()} == {"shard": "hit", "score": "hit", "train": "done"}
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_a_missing_part_makes_a_partial_artifact_that_a_run_completes(trained: Project) -> None:
+    # bfloat16 gives this test an artifact of its own.
+    (done,) = trained.run("score.dtype=bfloat16", stages=["score"]).values()
+    part = done.step.folder / "part-00002.parquet"
+    content = part.read_bytes()
+    part.unlink()
+    step = trained.plan("score.dtype=bfloat16")["score"]
+    assert (step.state, step.why) == ("partial", "part-00002.parquet is missing")
+    trained.run("score.dtype=bfloat16", stages=["score"])
+    assert part.read_bytes() == content
+    assert trained.plan("score.dtype=bfloat16")["score"].state == "hit"
+
+
+def test_a_stage_without_its_input_says_what_to_run(trained: Project) -> None:
+    with pytest.raises(
+        MissingArtifact, match=r"train needs ReferenceLogprobs \w{12}, .* raydpo run RECIPE --only score"
+    ):
+        trained.run("score.backend=vllm", stages=["train"])
+
+
+def test_a_context_too_short_for_the_recipe_is_found_in_the_plan(trained: Project) -> None:
+    with pytest.raises(RecipeError, match=r"shard\.max_length is 300, but score\.model .* takes at most 256 tokens"):
+        trained.plan("shard.max_length=300")

@@ -1,0 +1,56 @@
+"""Scoring: two backends that agree, and parts that are made once."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import Project
+
+from stages.artifacts import PreferencePairs, ReferenceLogprobs
+from stages.errors import ContractError
+from stages.score.config import ScoreConfig, ScoreResources
+from stages.score.run import score
+
+
+def all_token_logps(folder: Path) -> np.ndarray:
+    tables = [pq.read_table(part) for part in sorted(folder.glob("part-*.parquet"))]
+    sides = ("ref_chosen_token_logps", "ref_rejected_token_logps")
+    return np.concatenate([t[side].combine_chunks().flatten().to_numpy() for t in tables for side in sides])
+
+
+def test_vllm_loads_the_trained_policy_and_agrees_with_torch(trained: Project, tmp_path: Path) -> None:
+    """The exported policy as a reference: vLLM and the forward pass of training give the same log-probs in fp32."""
+    steps = trained.plan()
+    pairs, policy = PreferencePairs(steps["shard"].folder), str(steps["train"].folder / "policy")
+    for backend in ("vllm", "torch"):
+        config = ScoreConfig(model=policy, backend=backend, dtype="float32")
+        score(config, pairs=pairs, out=tmp_path / backend, resources=ScoreResources())
+    vllm, torch = (all_token_logps(tmp_path / backend) for backend in ("vllm", "torch"))
+    reference = all_token_logps(steps["score"].folder)
+    assert np.abs(vllm - torch).max() < 1e-4
+    assert np.abs(torch - reference).max() > 1e-2  # it is the trained policy that was scored
+
+
+def test_a_rerun_makes_only_what_is_missing(trained: Project, tmp_path: Path) -> None:
+    step, pairs = trained.plan()["score"], PreferencePairs(trained.plan()["shard"].folder)
+    whole = {part: (step.folder / part).read_bytes() for part in pairs.parts}
+    for part in pairs.parts[1:]:
+        (tmp_path / part).write_bytes(whole[part])
+    times = {part: (tmp_path / part).stat().st_mtime_ns for part in pairs.parts[1:]}
+    score(step.config, pairs=pairs, out=tmp_path, resources=ScoreResources(pairs_per_batch=3))
+    assert {part: (tmp_path / part).stat().st_mtime_ns for part in pairs.parts[1:]} == times
+    made = ReferenceLogprobs(tmp_path).read(pairs.parts[0], pairs.read(pairs.parts[0]))
+    known = ReferenceLogprobs(step.folder).read(pairs.parts[0], pairs.read(pairs.parts[0]))
+    for column in ("ref_chosen_logps", "ref_rejected_logps"):
+        np.testing.assert_allclose(made[column].to_numpy(), known[column].to_numpy(), atol=1e-4)
+
+
+def test_a_damaged_part_of_pairs_is_named(trained: Project, tmp_path: Path) -> None:
+    folder = trained.plan()["shard"].folder
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "part-00001.parquet").write_bytes(b"PAR1 no more")
+    config = trained.plan()["score"].config
+    with pytest.raises(ContractError, match=r"part-00001\.parquet cannot be read as Parquet.*--only shard"):
+        score(config, pairs=PreferencePairs(tmp_path), out=tmp_path / "out", resources=ScoreResources())

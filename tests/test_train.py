@@ -1,0 +1,147 @@
+"""Training on the tiny model: what it computes, what it writes, what it refuses."""
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from conftest import Project
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
+from stages.errors import ContractError
+from stages.logps.model import load
+from stages.train.batches import batch_at
+from stages.train.config import TrainConfig, TrainResources
+from stages.train.loss import dpo_loss
+from stages.train.pair_table import PairTable
+from stages.train.run import train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def inputs(trained: Project) -> tuple[PreferencePairs, ReferenceLogprobs]:
+    steps = trained.plan()
+    return PreferencePairs(steps["shard"].folder), ReferenceLogprobs(steps["score"].folder)
+
+
+@pytest.fixture(scope="module")
+def policy(trained: Project) -> PolicyCheckpoint:
+    return PolicyCheckpoint(trained.plan()["train"].folder)
+
+
+def test_training_starts_at_log_2_and_learns(policy: PolicyCheckpoint) -> None:
+    before, first, *_, last, after = policy.metrics
+    assert before["step"] == 0
+    assert [line["step"] for line in policy.metrics[1:-1]] == [1, 2, 3, 4, 5, 6]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert before["eval/loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["check/ref_drift"] < 1e-4
+    assert last["loss"] < 0.9 * first["loss"]
+    assert after["eval/rewards/margins"] > before["eval/rewards/margins"] + 0.01
+
+
+def test_cached_equals_live(inputs: tuple, policy: PolicyCheckpoint, tiny_model: Path) -> None:
+    """The loss from the log-probs on disk is the loss with the reference model at hand."""
+    table = PairTable(*inputs, "train")
+    batch = table.batch(np.arange(len(table)), CPU)
+    with torch.no_grad():
+        model, reference = (load(str(folder), "float32", 128) for folder in (policy.policy, tiny_model))
+        logps = batch.layout.sums(model(batch.layout))
+        cached = dpo_loss(*logps, batch.ref_chosen_logps, batch.ref_rejected_logps, beta=0.1)
+        live = dpo_loss(*logps, *batch.layout.sums(reference(batch.layout)), beta=0.1)
+    torch.testing.assert_close(cached.losses, live.losses, atol=1e-5, rtol=0)
+    assert (cached.losses - math.log(2)).abs().max() > 1e-3  # the policy has moved: the case is not the trivial one
+
+
+def test_one_step_is_what_torch_alone_computes(inputs: tuple, tiny_model: Path, tmp_path: Path) -> None:
+    """Loss, gradient and update of one step, written out with one model, one optimizer, and no Ray or FSDP."""
+    config = TrainConfig(policy=str(tiny_model), global_batch=5, max_steps=1, lr=1e-3, warmup_fraction=0, beta=0.3)
+    train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path, resources=TrainResources())
+    table, model = PairTable(*inputs, "train"), load(str(tiny_model), "float32", 128)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    batch = table.batch(batch_at(1, 0, len(table), 5), CPU)
+    logps = batch.layout.sums(model(batch.layout))
+    dpo_loss(*logps, batch.ref_chosen_logps, batch.ref_rejected_logps, 0.3).losses.mean().backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    assert PolicyCheckpoint(tmp_path).metrics[1]["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", dtype=torch.float32).state_dict()
+    for name, weight in model.causal_lm.state_dict().items():
+        torch.testing.assert_close(exported[name], weight, atol=1e-5, rtol=0)
+
+
+def test_workers_change_nothing(inputs: tuple, policy: PolicyCheckpoint, trained: Project, tmp_path: Path) -> None:
+    """Two workers, another micro-batch, and a batch of 5 that two ranks cannot share evenly: the same weights."""
+    config, resources = trained.plan()["train"].config, TrainResources(workers=2, pairs_per_microbatch=2)
+    train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path, resources=resources)
+    two = PolicyCheckpoint(tmp_path)
+    for one_worker, two_workers in zip(policy.metrics, two.metrics, strict=True):
+        for name in ("loss", "grad_norm", "eval/loss", "rewards/margins", "eval/rewards/margins"):
+            assert two_workers.get(name, 0) == pytest.approx(one_worker.get(name, 0), abs=2e-5, rel=1e-4), name
+    before = load_file(Path(config.policy) / "model.safetensors")
+    weights = [load_file(each.policy / "model.safetensors") for each in (policy, two)]
+    for name, weight in weights[0].items():
+        moved = (weight - before[name]).abs().max()
+        assert moved > 1e-4, f"{name} was not trained"
+        torch.testing.assert_close(weight, weights[1][name], atol=1e-5, rtol=0)
+
+
+def test_the_export_is_the_checkpoint_and_loads_in_transformers(policy: PolicyCheckpoint, tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(policy.policy)
+    assert (
+        AutoTokenizer.from_pretrained(policy.policy).chat_template
+        == AutoTokenizer.from_pretrained(tiny_model).chat_template
+    )
+    state = {"model": {f"causal_lm.{name}": torch.empty_like(w) for name, w in model.state_dict().items()}, "step": 0}
+    dcp.load(state, checkpoint_id=policy.folder / "checkpoint")
+    assert state["step"] == 6
+    for name, weight in model.state_dict().items():
+        assert torch.equal(state["model"][f"causal_lm.{name}"], weight), name
+
+
+def test_a_policy_that_is_not_the_reference_is_refused(inputs: tuple, tiny_model: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1.5
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    config = TrainConfig(policy=str(other), global_batch=5, max_steps=2)
+    message = (
+        r"differ from the cached reference's by up to .*ref_tolerance is 0\.01\. Worst: pair \w{32}, \w+ token \d+"
+    )
+    with pytest.raises(ContractError, match=message):
+        train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path / "out", resources=TrainResources())
+    allowed = config.model_copy(update={"starts_at_reference": False})
+    facts = train(allowed, pairs=inputs[0], logprobs=inputs[1], out=tmp_path / "out", resources=TrainResources())
+    assert facts["check/ref_drift"] > 0.01
+
+
+def test_a_damaged_part_is_named(inputs: tuple, trained: Project, tmp_path: Path) -> None:
+    logprobs = ReferenceLogprobs(shutil.copytree(inputs[1].folder, tmp_path / inputs[1].folder.name))
+    part = logprobs.folder / inputs[0].parts[2]
+    part.write_bytes(part.read_bytes()[:-7])
+    config = trained.plan()["train"].config
+    with pytest.raises(ContractError, match=rf"{part} cannot be read .* make it again: raydpo run RECIPE --only score"):
+        train(config, pairs=inputs[0], logprobs=logprobs, out=tmp_path / "out", resources=TrainResources())
+
+
+def test_logprobs_of_other_pairs_are_refused(trained: Project, inputs: tuple, tmp_path: Path) -> None:
+    other = trained.run("shard.limit=20", stages=["shard", "score"])
+    logprobs = ReferenceLogprobs(other["score"].step.folder)
+    pairs_of = other["shard"].step.folder.name
+    message = f"was scored from PreferencePairs {pairs_of}, but train was given {inputs[0].folder.name}. Score these"
+    with pytest.raises(ContractError, match=message):
+        train(
+            trained.plan()["train"].config, pairs=inputs[0], logprobs=logprobs, out=tmp_path, resources=TrainResources()
+        )
+    # The same, where only the rows give it away.
+    part = inputs[0].parts[0]
+    with pytest.raises(
+        ContractError, match=r"holds log-probs of other pairs: \d+ rows for \d+ pairs, and from row \d+"
+    ):
+        logprobs.read(part, inputs[0].read(part))
