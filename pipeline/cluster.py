@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
     import ray
 
     try:
+        _check_answers(cluster.address)
         ray.init(
             address=cluster.address,
             runtime_env=runtime_env(cluster),
@@ -30,7 +32,7 @@ def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
             configure_logging=True,
             logging_level="info" if verbose else "warning",
         )
-    except ConnectionError as error:
+    except OSError as error:
         raise RecipeError(f"no Ray cluster answers at cluster.address {cluster.address}: {error}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the pipeline draws its own
@@ -39,6 +41,13 @@ def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str | None) -> None:
+    """Ray itself tries for minutes. "auto" and "local" name no host to try."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def runtime_env(cluster: Cluster) -> dict[str, Any]:

@@ -1,0 +1,172 @@
+"""raydpo as people run it: processes, exit codes, messages."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, Project, make_project
+
+from stages.artifacts import Manifest
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "pipeline", *map(str, arguments)]
+
+
+def raydpo(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def options(project: Project) -> tuple[object, ...]:
+    return project.recipe, "--cluster", project.cluster
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> Project:
+    """A fresh project whose cluster file points to the session's Ray cluster."""
+    project = make_project(tmp_path, tiny_model)
+    cluster = yaml.safe_load(project.cluster.read_text()) | {"address": ray_cluster}
+    project.cluster.write_text(yaml.safe_dump(cluster))
+    return project
+
+
+def test_run_shows_one_table_and_a_second_run_does_nothing(project: Project) -> None:
+    first = raydpo("run", *options(project))
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "The policy: " in first.stdout
+    policy = Path(first.stdout.split("The policy: ")[1].strip())
+    assert (policy / "model.safetensors").exists()
+    for noise in ("INFO", "WARNING", "pid="):
+        assert noise not in first.stdout + first.stderr
+    assert list((project.folder / "runs" / "logs").glob("*.log"))
+
+    began = time.perf_counter()
+    second = raydpo("run", *options(project))
+    assert second.stdout.count(" hit ") == 3
+    assert time.perf_counter() - began < 10
+
+    shown = json.loads(raydpo("show", *options(project), "--json").stdout)
+    assert shown["train"]["facts"]["steps"] == 6
+    assert shown["score"]["payload"]["inputs"]["pairs"] == shown["shard"]["fingerprint"]
+    planned = json.loads(raydpo("plan", *options(project), "--set", "train.beta=0.2", "--json").stdout)
+    assert [row["state"] for row in planned] == ["hit", "hit", "miss"]
+    assert "train.beta: 0.1 -> 0.2" in planned[2]["why"]
+
+    part = Path(shown["score"]["path"]) / "part-00001.parquet"
+    assert raydpo("verify", *options(project)).returncode == 0
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    verified = raydpo("verify", *options(project))
+    assert verified.returncode == 1
+    assert "part-00001.parquet has another content than when it was made. Delete it and run" in verified.stdout
+    part.unlink()
+    assert raydpo("run", *options(project), "--only", "score").returncode == 0
+    assert raydpo("verify", *options(project)).returncode == 0
+
+
+def parts_of(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}
+
+
+def test_a_killed_driver_loses_nothing_of_score(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> None:
+    project = make_project(tmp_path, tiny_model, num_triples=400)
+    content = yaml.safe_load(project.cluster.read_text())
+    content |= {"address": ray_cluster, "score": {"pairs_per_batch": 1}}
+    project.cluster.write_text(yaml.safe_dump(content))
+    until_score = (*options(project), "--until", "score", "--set", "shard.num_parts=40")
+    raydpo("run", *until_score[:3], "--only", "shard", *until_score[5:])
+    folder = project.plan("shard.num_parts=40")["score"].folder
+
+    driver = subprocess.Popen(command("run", *until_score), cwd=ROOT, stdout=subprocess.DEVNULL)
+    while len(parts_of(folder)) < 3:
+        assert driver.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    finished = parts_of(folder)
+    assert 3 <= len(finished) < 40
+    assert not (folder / "manifest.json").exists()
+    assert project.plan("shard.num_parts=40")["score"].state == "partial"
+
+    again = raydpo("run", *until_score)
+    assert again.returncode == 0, again.stdout
+    assert {name: parts_of(folder)[name] for name in finished} == finished
+    assert raydpo("verify", *until_score[:3], *until_score[5:]).stdout.count("all as made") == 2
+
+    undisturbed = raydpo("run", *until_score, "--set", f"cluster.root={tmp_path / 'undisturbed'}")
+    assert undisturbed.returncode == 0, undisturbed.stdout
+    other = tmp_path / "undisturbed" / "score" / folder.name
+    assert Manifest.read(other).files == Manifest.read(folder).files
+
+
+def test_a_submitted_job_runs_once(project: Project) -> None:
+    import ray
+
+    dashboard = f"http://{ray._private.worker.global_worker.node.webui_url}"
+    content = yaml.safe_load(project.cluster.read_text()) | {"address": "auto", "dashboard": dashboard}
+    project.cluster.write_text(yaml.safe_dump(content))
+    arguments = ("submit", *options(project), "--only", "shard")
+    sent = raydpo(*arguments)
+    assert sent.returncode == 0, sent.stderr
+    step = project.plan()["shard"]
+    assert sent.stdout.strip() == f"shard-{step.fingerprint[:12]}"
+    assert raydpo(*arguments).stdout == sent.stdout  # it lives, or has ended: in neither case is there a second one
+
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(dashboard)
+    deadline = time.monotonic() + 120
+    while not (status := client.get_job_status(sent.stdout.strip())).is_terminal() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert status == "SUCCEEDED", client.get_job_logs(sent.stdout.strip())
+    assert project.plan()["shard"].state == "hit"
+    relative = raydpo(*arguments, "--set", "cluster.root=runs")
+    assert relative.returncode == 2
+    assert "cluster.root runs is relative" in relative.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "shard.source=nowhere.jsonl"], "shard.source: there is no file or folder nowhere.jsonl"),
+        (["--set", "train.betta=0.2"], "train.betta: no such key; did you mean beta?"),
+        (["--set", "shard.columns.chosen=better"], "has no column 'better'; it has 'prompt', 'chosen', 'rejected'"),
+        (["--set", "shard.max_length=512"], "takes at most 256 tokens. Set shard.max_length to 256 or less"),
+        (["--only", "train"], "train needs PreferencePairs"),
+        (["--only", "grade"], "there is no stage grade; the stages are shard, score, train"),
+        (["--set", "cluster.root=/proc/raydpo"], "the root /proc/raydpo cannot be written"),
+        (["--set", "cluster.address=127.0.0.1:1"], "no Ray cluster answers at cluster.address 127.0.0.1:1"),
+    ],
+)
+def test_bad_input_is_one_message(project: Project, arguments: list[str], message: str) -> None:
+    result = raydpo("run", *options(project), *arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    said = (result.stdout + result.stderr).strip()
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_missing_recipe_file() -> None:
+    result = raydpo("plan", "configs/recipes/nothing.yaml")
+    assert result.returncode == 2
+    assert "there is no file configs/recipes/nothing.yaml" in result.stderr
+
+
+def test_plan_is_light_and_quick(project: Project) -> None:
+    """No torch, ray, vllm or transformers for a plan; the time itself is measured by hand, machines are noisy."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from pipeline.cli import app; "
+        f"result = CliRunner().invoke(app, ['plan', {str(project.recipe)!r}, '--cluster', {str(project.cluster)!r}]); "
+        "assert result.exit_code == 0, result.output; "
+        "print(sorted({'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
