@@ -205,29 +205,34 @@ def _print_plan(steps: list[Step], as_json: bool) -> None:
 
 
 def _print_done(done: list[Done], console: Console) -> None:
-    table = Table("stage", "state", "rows or steps", "tokens", "seconds", "key figures", "path")
+    table = Table("stage", "state", "rows or steps", "tokens", "seconds", "key figures")
+    table.add_column("path", overflow="fold")
     for row in done:
         facts = row.step.manifest.facts
-        figures = ", ".join(f"{key} {_figure(facts[key])}" for key in _KEY_FIGURES if facts.get(key))
         count = f"{facts['steps']} steps" if "steps" in facts else f"{facts['pairs']} pairs"
         tokens = f"{facts['tokens']:,}" if "tokens" in facts else ""
-        table.add_row(
-            row.step.stage.name, row.state, count, tokens, f"{row.seconds:.1f}", figures, str(row.step.folder)
-        )
+        figures, path = "\n".join(_key_figures(facts)), _near(row.step.folder)
+        table.add_row(row.step.stage.name, row.state, count, tokens, f"{row.seconds:.1f}", figures, path)
     console.print(table)
     if done[-1].step.stage.output is PolicyCheckpoint:
         console.print(f"The policy: {PolicyCheckpoint(done[-1].step.folder).policy}", soft_wrap=True)
 
 
-_KEY_FIGURES = (
-    "train", "eval", "dropped", "cut_prompts", "cut_completions", "backend",
-    "loss first", "loss last", "check/ref_drift",
-    "eval/rewards/accuracies before", "eval/rewards/accuracies after",
-    "eval/rewards/margins before", "eval/rewards/margins after",
-)  # fmt: skip
+def _key_figures(facts: dict[str, Any]) -> Iterator[str]:
+    for key in ("train", "eval", "dropped", "cut_prompts", "cut_completions", "backend", "check/ref_drift"):
+        if facts.get(key):
+            yield f"{key} {_figure(facts[key])}"
+    for key, (before, after) in facts.get("before and after", {}).items():
+        yield f"{key} {_figure(before)} -> {_figure(after)}"
+
+
+def _near(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _figure(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{key} {_figure(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return " -> ".join(map(_figure, value))
     return f"{value:.4g}" if isinstance(value, float) else f"{value}"

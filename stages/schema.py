@@ -63,7 +63,7 @@ def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
     """Read a whole part and check its schema; `remedy` says what to do where it is damaged."""
     try:
         table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ContractError(f"{path} cannot be read as Parquet: {error}. {remedy}") from error
     return validate(table, schema, str(path))
 

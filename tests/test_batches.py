@@ -27,12 +27,17 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
     assert (batch_at(1, 3, 8, 8) != batch_at(2, 3, 8, 8)).any()  # another order in the next epoch
 
 
-@given(size=sizes, world=st.integers(1, 6), micro=st.integers(1, 7))
-def test_the_ranks_share_a_batch_exactly_and_keep_step(size: int, world: int, micro: int) -> None:
-    batch = np.random.default_rng(0).permutation(size)
-    by_rank = [shares(batch, rank, world, micro) for rank in range(world)]
-    assert len({tuple(len(share.rows) for share in own) for own in by_rank}) == 1  # all ranks: the same forward passes
-    assert max(len(share.rows) for own in by_rank for share in own) <= micro
+@given(
+    lengths=st.lists(st.integers(2, 50), min_size=1, max_size=40), world=st.integers(1, 6), budget=st.integers(1, 400)
+)
+def test_the_ranks_share_a_batch_exactly_and_keep_step(lengths: list[int], world: int, budget: int) -> None:
+    batch, tokens = np.random.default_rng(0).permutation(len(lengths)), np.array(lengths)
+    by_rank = [shares(batch, tokens, rank, world, budget) for rank in range(world)]
+    assert len({len(own) for own in by_rank}) == 1  # all ranks: as many forward passes
+    length_of = dict(zip(batch, lengths, strict=True))
+    for share in (share for own in by_rank for share in own):
+        longest = max(length_of[row] for row in share.rows)
+        assert len(share.rows) == 1 or 2 * longest * len(share.rows) <= budget
     weighted = [row for own in by_rank for share in own for row in share.rows[share.weights == 1]]
     assert sorted(weighted) == sorted(batch)
 

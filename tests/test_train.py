@@ -78,7 +78,7 @@ def test_one_step_is_what_torch_alone_computes(inputs: tuple, tiny_model: Path, 
 
 def test_workers_change_nothing(inputs: tuple, policy: PolicyCheckpoint, trained: Project, tmp_path: Path) -> None:
     """Two workers, another micro-batch, and a batch of 5 that two ranks cannot share evenly: the same weights."""
-    config, resources = trained.plan()["train"].config, TrainResources(workers=2, pairs_per_microbatch=2)
+    config, resources = trained.plan()["train"].config, TrainResources(workers=2, max_tokens_per_microbatch=100)
     train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path, resources=resources)
     two = PolicyCheckpoint(tmp_path)
     for one_worker, two_workers in zip(policy.metrics, two.metrics, strict=True):

@@ -200,5 +200,6 @@ def _check_dropped(config: ShardConfig, facts: Counter[str], dropped: dict[str, 
             f"{sum(dropped.values())} of {facts['rows']} rows of {config.source} make no pair ({counts}), more than "
             f"shard.max_dropped_fraction {config.max_dropped_fraction} allows. The first: row "
             f"{example['source_row']} of {example['source']}, {example['reason']}: {example['detail']}. "
-            f"All stand with their reasons in {out / 'rejects.parquet'}. Mend the rows, or raise shard.max_dropped_fraction"
+            f"All stand with their reasons in {out / 'rejects.parquet'}. "
+            "Mend the rows, or raise shard.max_dropped_fraction"
         )

@@ -12,7 +12,7 @@ class Share(NamedTuple):
     """What one rank computes in one forward pass. All ranks have equally many, because FSDP moves in step."""
 
     rows: np.ndarray  # [b] int64 indices of pairs
-    weights: np.ndarray  # [b] float32: 1, or 0 where a pair only fills the ranks up to equal counts
+    weights: np.ndarray  # [b] float32: 1, or 0 where a pair only keeps this rank in step with the others
 
 
 def num_steps(num_pairs: int, config: TrainConfig) -> int:
@@ -31,10 +31,24 @@ def batch_at(step: int, seed: int, num_pairs: int, global_batch: int) -> np.ndar
     return batch
 
 
-def shares(batch: np.ndarray, rank: int, world: int, size: int) -> list[Share]:
-    """The stripe batch[rank::world] in micro-batches of `size`, filled up with weightless pairs to equal counts."""
-    stripe = batch[rank::world]
-    wanted = math.ceil(len(batch) / world)
-    rows = np.concatenate([stripe, np.repeat(batch[:1], wanted - len(stripe))])
-    weights = (np.arange(wanted) < len(stripe)).astype(np.float32)
-    return [Share(rows[i : i + size], weights[i : i + size]) for i in range(0, wanted, size)]
+def shares(batch: np.ndarray, lengths: np.ndarray, rank: int, world: int, max_tokens: int) -> list[Share]:
+    """Rank's part of a batch in micro-batches of at most `max_tokens` (one pair may be more, alone).
+
+    `lengths` [b] are the tokens of each pair's longer sequence; a pair costs two rows as long as the longest in its
+    micro-batch. Pairs go round the ranks from the longest down, so that ranks have like work and little padding.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    by_rank = [_split(order[r::world], lengths, max_tokens) for r in range(world)]
+    idle = Share(batch[order[-1:]], np.zeros(1, np.float32))  # the shortest pair, without weight
+    mine = [Share(batch[piece], np.ones(len(piece), np.float32)) for piece in by_rank[rank]]
+    return mine + [idle] * (max(map(len, by_rank)) - len(mine))
+
+
+def _split(order: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Cut a descending order of pairs where its next pair would not fit."""
+    pieces, start = [], 0
+    while start < len(order):
+        fitting = max(1, max_tokens // (2 * int(lengths[order[start]])))
+        pieces.append(order[start : start + fitting])
+        start += fitting
+    return pieces

@@ -35,4 +35,4 @@ class TrainResources(Config):
     workers: Count = 1
     cpus_per_worker: Count = 1
     gpus_per_worker: int = Field(0, ge=0, le=1)
-    pairs_per_microbatch: Count = 4  # bounds memory; the result does not depend on it
+    max_tokens_per_microbatch: Count = 8192  # bounds memory; the result does not depend on it

@@ -51,14 +51,10 @@ class PairTable:
         prompt, chosen, rejected = (
             pc.list_value_length(self._table[f"{name}_ids"]).to_numpy() for name in ("prompt", "chosen", "rejected")
         )
-        self._lengths = prompt + np.maximum(chosen, rejected)
+        self.lengths = prompt + np.maximum(chosen, rejected)  # [pairs] tokens of the longer sequence
 
     def __len__(self) -> int:
         return len(self._table)
-
-    def by_length(self, rows: np.ndarray) -> np.ndarray:
-        """The same pairs, longest first: neighbours share a micro-batch, and little of it is padding."""
-        return rows[np.argsort(-self._lengths[rows], kind="stable")]
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
         return Batch.of(self._table.take(pa.array(rows)).to_pylist(), device)

@@ -89,18 +89,17 @@ def _follow(metrics: Path, steps: int, finished: Event, progress: Progress) -> N
 
 def _facts(metrics: list[dict[str, float]], steps: int, pairs: int) -> dict[str, Any]:
     before, first, last, after = metrics[0], metrics[1], metrics[-2], metrics[-1]
-    evaluated = {
-        f"{name} {moment}": line[name]
+    moved = {"loss": [first["loss"], last["loss"]]}
+    moved |= {
+        name: [before[name], after[name]]
         for name in ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins")
-        for moment, line in (("before", before), ("after", after))
-        if name in line
+        if name in before
     }
     return {
         "steps": steps,
         "pairs": pairs,
-        "loss first": first["loss"],
-        "loss last": last["loss"],
+        "before and after": moved,  # of training; the loss at its first and last step
         "check/ref_drift": first["check/ref_drift"],
         "check/ref_drift_mean": first["check/ref_drift_mean"],
         "peak_memory_gb": max(line.get("peak_memory_gb", 0.0) for line in metrics),
-    } | evaluated
+    }

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.logps.model import PairLogprobs, load
-from stages.train.batches import batch_at, num_steps, shares
+from stages.train.batches import Share, batch_at, num_steps, shares
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.export import export_policy, save_checkpoint
 from stages.train.fsdp import shard_model
@@ -77,9 +77,9 @@ class Worker:
     def step(self, step: int, total: int) -> Metrics:
         """One optimizer step on the pairs of `batch_at(step)`; its metrics are means over them."""
         config, began = self.config, time.perf_counter()
-        rows = self.pairs.by_length(batch_at(step, config.seed, len(self.pairs), config.global_batch))
+        rows = batch_at(step, config.seed, len(self.pairs), config.global_batch)
         sums, drift = Counter[str](), RefDrift()
-        for share in shares(rows, self.rank, self.world, self.job.resources.pairs_per_microbatch):
+        for share in self._shares(self.pairs, rows):
             batch, weights = self.pairs.batch(share.rows, self.device), torch.from_numpy(share.weights).to(self.device)
             loss, of_batch, token_logps = self._forward(batch, weights)
             # FSDP averages gradients over ranks; the loss is a mean over the pairs of the step.
@@ -113,12 +113,14 @@ class Worker:
         if not len(self.held_out):
             return {}
         sums = Counter[str]()
-        rows = self.held_out.by_length(np.arange(len(self.held_out)))
-        for share in shares(rows, self.rank, self.world, 2 * self.job.resources.pairs_per_microbatch):
+        for share in self._shares(self.held_out, np.arange(len(self.held_out))):
             batch = self.held_out.batch(share.rows, self.device)
             sums.update(self._forward(batch, torch.from_numpy(share.weights).to(self.device))[1])
         means, _ = self._reduce(sums)
         return {f"eval/{name}": value for name, value in means.items()}
+
+    def _shares(self, table: PairTable, rows: np.ndarray) -> list[Share]:
+        return shares(rows, table.lengths[rows], self.rank, self.world, self.job.resources.max_tokens_per_microbatch)
 
     def _forward(self, batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
         """Loss summed over the batch, weighted sums of metrics, and per-token log-probs [N]."""

@@ -1,0 +1,9 @@
+# Nodes with GPUs. Build from the root of the tree: docker build -f infra/docker/gpu.Dockerfile -t raydpo-gpu .
+# vLLM's own image has CUDA, torch and kernels that fit its version exactly; rebuilding that is how versions drift.
+FROM vllm/vllm-openai:v0.32.0
+
+COPY infra/requirements/gpu.txt /tmp/gpu.txt
+RUN pip install --no-cache-dir -r /tmp/gpu.txt
+# The base image starts an API server; Ray starts its own processes.
+ENTRYPOINT []
+WORKDIR /work

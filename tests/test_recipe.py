@@ -1,0 +1,76 @@
+"""Recipes and cluster files: what they say, and what they say when they are wrong."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.recipe import Cluster, Recipe, load
+from stages.errors import RecipeError
+
+GOOD = {"model": "m", "shard": {"source": "s.jsonl"}, "score": {}, "train": {}}
+ROOT = Path(__file__).parents[1]
+
+
+def read(tmp_path: Path, *overrides: str, **sections: object) -> tuple[Recipe, Cluster]:
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(GOOD | sections))
+    (tmp_path / "c.yaml").write_text("root: here\n")
+    return load(tmp_path / "r.yaml", tmp_path / "c.yaml", list(overrides))
+
+
+def test_one_model_serves_all_stages_unless_one_is_given(tmp_path: Path) -> None:
+    recipe, _ = read(tmp_path, train={"policy": "other"})
+    assert (recipe.shard.tokenizer, recipe.score.model, recipe.train.policy) == ("m", "m", "other")
+    assert recipe.name == "r"
+
+
+def test_overrides(tmp_path: Path) -> None:
+    recipe, cluster = read(tmp_path, "train.beta=0.2", "shard.columns.chosen=better", "cluster.train.workers=3")
+    assert (recipe.train.beta, recipe.shard.columns.chosen, cluster.train.workers) == (0.2, "better", 3)
+
+
+def test_a_number_that_yaml_reads_as_text(tmp_path: Path) -> None:
+    assert read(tmp_path, "train.lr=5e-7")[0].train.lr == 5e-7
+
+
+def test_the_first_source_at_hand_is_taken(tmp_path: Path) -> None:
+    here = tmp_path / "here.jsonl"
+    here.touch()
+    names = ["nowhere.jsonl", str(here), "org/set"]
+    assert read(tmp_path, shard={"source": names})[0].shard.source == str(here)
+    assert read(tmp_path, shard={"source": [names[0], names[2]]})[0].shard.source == "org/set"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.betta=0.2", r"train\.betta: no such key; did you mean beta\?"),
+        ("trian.beta=0.2", r"trian: no such key; did you mean train\?"),
+        ("shard.columns.chosn=x", r"shard\.columns\.chosn: no such key; did you mean chosen\?"),
+        ("train.zzz=1", r"train\.zzz: no such key; known keys: policy, .*beta"),
+        ("train.beta=-1", r"train\.beta: Input should be greater than 0 \(given: -1\)"),
+        ("train.schedule=step", r"train\.schedule: Input should be 'linear', 'cosine' or 'constant' \(given: 'step'\)"),
+        ("cluster.score.actor=2", r"score\.actor: no such key; did you mean actors\?"),
+        ("train.beta", r"--set train\.beta is not key=value"),
+        ("name.x=1", r"--set name\.x=1: name is a value, not a section"),
+    ],
+)
+def test_a_bad_key_or_value_is_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read(tmp_path, override, name="r")
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"there is no file .*r\.yaml \(looked from"):
+        load(tmp_path / "r.yaml", tmp_path / "c.yaml", [])
+    (tmp_path / "r.yaml").write_text("a: [1")
+    with pytest.raises(RecipeError, match=r"r\.yaml is not YAML: (?s:.*)line 1"):
+        load(tmp_path / "r.yaml", tmp_path / "c.yaml", [])
+    with pytest.raises(RecipeError, match=r"shard\.source: Field required"):
+        read(tmp_path, shard={})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load_on_shipped_clusters(path: Path) -> None:
+    for cluster in (ROOT / "configs" / "clusters").glob("*.yaml"):
+        assert load(path, cluster, [])[0].name == path.stem

@@ -1,0 +1,117 @@
+"""The shard stage on Ray, from a file of good and bad rows to parts and rejects."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_tokenizer
+
+from stages import schema
+from stages.artifacts import PreferencePairs
+from stages.errors import ContractError, RecipeError
+from stages.shard.config import ShardConfig, ShardResources
+from stages.shard.run import shard
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+GOOD = [{"prompt": f"prompt {i % 15}", "chosen": f" good {i}", "rejected": f" bad {i}"} for i in range(30)]
+BAD = [
+    '{"prompt": "a", "chosen": "b", ',  # row 30
+    '{"prompt": "a", "chosen": "", "rejected": "b"}',
+    '{"prompt": "a", "chosen": "b", "rejected": "b"}',
+    json.dumps(GOOD[4]),
+]
+
+
+def write(path: Path, rows: list[str]) -> str:
+    path.write_text("\n".join(rows) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_model: Path) -> ShardConfig:
+    source = write(tmp_path / "triples.jsonl", [*map(json.dumps, GOOD), *BAD])
+    return ShardConfig(
+        source=source,
+        tokenizer=str(tiny_model),
+        max_length=64,
+        num_parts=3,
+        eval_fraction=0.5,
+        max_dropped_fraction=0.2,
+    )
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    pairs = PreferencePairs(out)
+    return pa.concat_tables([pairs.read(part) for part in pairs.parts]).to_pylist()
+
+
+def test_parts_and_rejects(config: ShardConfig, tmp_path: Path) -> None:
+    facts = shard(config, out=tmp_path / "out", resources=ShardResources())
+    pairs = rows_of(tmp_path / "out")
+    assert len(PreferencePairs(tmp_path / "out").parts) == 3
+    assert sorted(row["source_row"] for row in pairs) == list(range(30))
+    assert len({row["pair_id"] for row in pairs}) == 30
+    rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    reasons = {row["source_row"]: row["reason"] for row in rejects}
+    assert reasons == {30: "malformed", 31: "empty", 32: "equal", 33: "duplicate"}
+    assert [row["row"] for row in sorted(rejects, key=lambda row: row["source_row"])] == BAD
+    assert all(row["detail"] and row["source"] == "triples.jsonl" for row in rejects)
+    assert facts["dropped"] == {"duplicate": 1, "empty": 1, "equal": 1, "malformed": 1}
+    assert (facts["rows"], facts["pairs"], facts["shape"]) == (34, 30, "explicit")
+    longest = max(len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in pairs)
+    tokens = sum(2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in pairs)
+    assert (facts["longest"], facts["tokens"]) == (longest, tokens)
+
+    # A prompt is on one side only, and both sides have some.
+    sides: dict[tuple[int, ...], set[str]] = {}
+    for row in pairs:
+        sides.setdefault(tuple(row["prompt_ids"]), set()).add(row["split"])
+    assert len(sides) == 15
+    assert sorted(map(len, sides.values())) == [1] * 15
+    assert {row["split"] for row in pairs} == {"train", "eval"}
+
+
+def test_the_files_do_not_depend_on_the_work_s_division_or_on_what_was_there(
+    config: ShardConfig, tmp_path: Path
+) -> None:
+    for name, rows_per_task in (("whole", 1000), ("small", 4)):
+        shard(config, out=tmp_path / name, resources=ShardResources(rows_per_task=rows_per_task))
+    files = sorted(path.name for path in (tmp_path / "whole").glob("*.parquet"))
+    assert len(files) == 4
+    (tmp_path / "small" / "part-00001.parquet").unlink()  # as after a kill
+    shard(config, out=tmp_path / "small", resources=ShardResources())
+    for name in files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "small" / name).read_bytes(), name
+
+
+def test_too_many_dropped_rows_stop_the_stage(config: ShardConfig, tmp_path: Path) -> None:
+    strict = config.model_copy(update={"max_dropped_fraction": 0.1})
+    message = (
+        r"4 of 34 rows of .*triples\.jsonl make no pair \(1 duplicate, 1 empty, 1 equal, 1 malformed\), more than "
+        r"shard\.max_dropped_fraction 0\.1 allows\. The first: row .*rejects\.parquet"
+    )
+    with pytest.raises(ContractError, match=message):
+        shard(strict, out=tmp_path / "out", resources=ShardResources())
+    assert len(pq.read_table(tmp_path / "out" / "rejects.parquet", schema=schema.REJECTS)) == 4
+
+
+def test_messages_need_a_chat_template(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path / "plain", chat_template=None)
+    message = [{"role": "user", "content": "a"}]
+    source = write(tmp_path / "t.jsonl", [json.dumps({"prompt": message, "chosen": message, "rejected": message})])
+    config = ShardConfig(source=source, tokenizer=str(tmp_path / "plain"))
+    with pytest.raises(RecipeError, match=r"holds lists of messages, and the tokenizer of .* has no chat template"):
+        shard(config, out=tmp_path / "out", resources=ShardResources())
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [([""], "has no rows"), (["{"], "first row .* is not JSON"), (["[]"], "is a list, not a JSON")]
+)
+def test_a_source_that_holds_no_triples(rows: list[str], message: str, config: ShardConfig, tmp_path: Path) -> None:
+    source = write(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(RecipeError, match=message):
+        shard(config.model_copy(update={"source": source}), out=tmp_path / "out", resources=ShardResources())

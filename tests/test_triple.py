@@ -1,0 +1,89 @@
+"""Rows of every shape, and rows of none."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.errors import RecipeError
+from stages.shard.config import Columns, Shape
+from stages.shard.triple import Malformed, Triple, detect_shape, parse
+
+COLUMNS = Columns()
+QUESTION, GOOD, BAD = ({"role": role, "content": text} for role, text in zip("uaa", ("Hi?", "Yes", "No"), strict=True))
+
+
+def read(shape: Shape, **row: Any) -> Triple:
+    assert detect_shape(row, COLUMNS, "set") == shape
+    return parse(json.dumps(row), shape, COLUMNS)
+
+
+def test_explicit() -> None:
+    assert read("explicit", prompt="a", chosen="b", rejected="c") == Triple("a", "b", "c")
+
+
+def test_conversational() -> None:
+    expected = Triple([QUESTION], [GOOD], [BAD])
+    assert read("conversational", prompt=[QUESTION], chosen=[GOOD], rejected=[BAD]) == expected
+    # Each side may hold the whole dialogue (UltraFeedback does), and the prompt may be the user's bare words.
+    assert read("conversational", prompt=[QUESTION], chosen=[QUESTION, GOOD], rejected=[QUESTION, BAD]) == expected
+    user = {"role": "user", "content": "Hi?"}
+    assert read("conversational", prompt="Hi?", chosen=[user, GOOD], rejected=[user, BAD]) == Triple(
+        [user], [GOOD], [BAD]
+    )
+
+
+def test_implicit_messages() -> None:
+    triple = read("implicit", chosen=[QUESTION, GOOD], rejected=[QUESTION, BAD])
+    assert triple == Triple([QUESTION], [GOOD], [BAD])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("Q: hi A: apple", "Q: hi A: apricot", "Q: hi A:"),  # no completion begins inside a word
+        ("foo abc", "foo abc def", "foo"),  # none is empty either
+        ("one", "two", ""),
+    ],
+)
+def test_implicit_text(chosen: str, rejected: str, prompt: str) -> None:
+    triple = read("implicit", chosen=chosen, rejected=rejected)
+    assert triple == Triple(prompt, chosen.removeprefix(prompt), rejected.removeprefix(prompt))
+
+
+@given(st.text(" ab", max_size=12), st.text(" ab", max_size=12))
+def test_implicit_text_loses_nothing(chosen: str, rejected: str) -> None:
+    triple = parse(json.dumps({"chosen": chosen, "rejected": rejected}), "implicit", COLUMNS)
+    assert triple.prompt + triple.chosen == chosen
+    assert triple.prompt + triple.rejected == rejected
+
+
+def test_hh_transcript() -> None:
+    start = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    assert read("hh", chosen=start + " d", rejected=start + " e") == Triple(start, " d", " e")
+
+
+@pytest.mark.parametrize(
+    ("shape", "text", "message"),
+    [
+        ("explicit", "{", "not JSON"),
+        ("explicit", "[1]", "not a JSON object but a list"),
+        ("explicit", '{"chosen": "a", "rejected": "b"}', "no value in column 'prompt'"),
+        ("explicit", '{"prompt": "a", "chosen": 3, "rejected": "b"}', "column 'chosen' is a int"),
+        ("explicit", '{"prompt": "a", "chosen": ["b"], "rejected": "c"}', "chosen is a list, rejected a str"),
+        ("conversational", '{"prompt": "a", "chosen": ["b"], "rejected": ["c"]}', "not a list of messages"),
+        ("hh", '{"chosen": "\\n\\nHuman: a", "rejected": "b"}', "no '\\n\\nAssistant:' in the chosen"),
+        ("hh", '{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b", "rejected": "c"}', "the transcripts part before"),
+    ],
+)
+def test_malformed_rows_say_why(shape: Shape, text: str, message: str) -> None:
+    with pytest.raises(Malformed) as caught:
+        parse(text, shape, COLUMNS)
+    assert message.encode().decode("unicode_escape") in str(caught.value).encode().decode("unicode_escape")
+
+
+def test_a_missing_column_names_those_there_are() -> None:
+    with pytest.raises(RecipeError, match=r"no column 'chosen'; it has 'better', 'worse'.*shard\.columns"):
+        detect_shape({"better": "a", "worse": "b"}, COLUMNS, "set")
