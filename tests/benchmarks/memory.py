@@ -1,9 +1,9 @@
 """Peak memory of one training process, with cached reference log-probs and with a reference model beside the policy.
 
-Usage: python -m tests.benchmarks.memory [--model FOLDER] [--pairs 8] [--length 256] [--rounds 3]
+Usage: python -m tests.benchmarks.memory [--model FOLDER] [--pairs 4] [--length 256] [--rounds 3]
 
-Each measurement is a process of its own: one forward and backward pass and one AdamW step on random pairs, fp32, by the
-modules that the train stage is made of. "live" loads the reference model as well and scores the same pairs with it, as a
+Each measurement is a process of its own: a forward and backward pass and an AdamW step on random pairs, fp32, by the
+Each measurement is its own process: a forward and backward pass and an AdamW step on random pairs, fp32, by the
 trainer without a score stage does. Prints a line a measurement, then one JSON object.
 """
 
@@ -50,7 +50,7 @@ def one(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", choices=["cached", "live"], help=argparse.SUPPRESS)
