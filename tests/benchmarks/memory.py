@@ -2,9 +2,9 @@
 
 Usage: python -m tests.benchmarks.memory [--model FOLDER] [--pairs 4] [--length 256] [--rounds 3]
 
-Each measurement is a process of its own: a forward and backward pass and an AdamW step on random pairs, fp32, by the
-Each measurement is its own process: a forward and backward pass and an AdamW step on random pairs, fp32, by the
-trainer without a score stage does. Prints a line a measurement, then one JSON object.
+Each measurement is its own process: a forward and backward pass and an AdamW step on random pairs, fp32, by the modules
+that the train stage is made of. "live" loads the reference as well and scores the same pairs with it, as a trainer
+without a score stage does. Prints a line a measurement, then one JSON object.
 """
 
 import argparse
