@@ -67,7 +67,7 @@ def run_command(
     from pipeline.terminal import bar, quiet
 
     log = store.root / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{what.name}.log"
-    with quiet(log, verbose) as console, _errors(console, log):
+    with quiet(log, verbose) as console, _errors(console, None if verbose else log):
         done = list(
             run(
                 steps, selected, where, store,
@@ -184,9 +184,10 @@ def _errors(console: Console, log: Path | None = None) -> Iterator[None]:
         if log is None:
             raise
         print(traceback.format_exc(), file=sys.stderr, flush=True)
-        lines = str(error).strip().splitlines() or [""]
-        console.print(f"[bold red]failed:[/] {escape(type(error).__name__)}: {escape(lines[-1])}", soft_wrap=True)
-        console.print(f"All that was printed is in {log}. What is finished is kept: run the same command to go on.")
+        lines = [line[:300] for line in str(error).splitlines() if line.strip()]
+        told = "\n  ".join([type(error).__name__, *(lines if len(lines) < 4 else [*lines[:2], "..", lines[-1]])])
+        console.print(f"[bold red]failed:[/] {escape(told)}", soft_wrap=True, highlight=False)
+        console.print(f"The whole log: {log}. What is finished is kept: run the same command to go on.", soft_wrap=True)
         raise typer.Exit(1) from None
 
 

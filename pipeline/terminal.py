@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.recipe import Wandb
 
@@ -44,10 +44,10 @@ class Bar:
         self._task = progress.add_task(name, total=None, figures="")
 
     def start(self, total: int, done: int, unit: str) -> None:
-        self._progress.update(self._task, total=total, completed=done, description=f"{self._name} ({unit})")
+        self._progress.update(self._task, total=total, completed=done, description=f"{self._name} {unit}")
 
     def advance(self, done: int, **figures: float) -> None:
-        shown = "  ".join(f"{label} {figures[key]:.4g}" for key, label in _SHOWN.items() if key in figures)
+        shown = " ".join(f"{label} {figures[key]:.3g}" for key, label in _SHOWN.items() if key in figures)
         self._progress.update(self._task, completed=done)
         if shown:
             self._progress.update(self._task, figures=shown)
@@ -57,16 +57,17 @@ class Bar:
 
 @contextmanager
 def bar(console: Console, name: str, wandb: Wandb | None, run_name: str, folder: Path) -> Iterator[Bar]:
+    # They fit into 80 columns.
     columns = (
-        TextColumn("{task.description:16}"),
-        BarColumn(24),
+        TextColumn("{task.description:11}"),
+        BarColumn(8),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
     )
     tracker = _tracker(wandb, run_name, folder) if wandb and name == "train" else None
-    with Progress(
-        *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
-    ) as progress:
+    with Progress(*columns, console=console) as progress:
         yield Bar(progress, name, tracker)
     if tracker:
         tracker.finish()
