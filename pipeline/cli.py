@@ -220,11 +220,25 @@ def _print_done(done: list[Done], console: Console) -> None:
 
 
 def _key_figures(facts: dict[str, Any]) -> Iterator[str]:
-    for key in ("train", "eval", "dropped", "cut_prompts", "cut_completions", "backend", "check/ref_drift"):
-        if facts.get(key):
-            yield f"{key} {_figure(facts[key])}"
-    for key, (before, after) in facts.get("before and after", {}).items():
-        yield f"{key} {_figure(before)} -> {_figure(after)}"
+    known = facts | facts.get("before and after", {})
+    for key, label in _KEY_FIGURES.items():
+        if known.get(key):
+            yield f"{label} {_figure(known[key])}"
+
+
+_KEY_FIGURES = {
+    "train": "train",
+    "eval": "eval",
+    "dropped": "dropped",
+    "cut_prompts": "cut prompts",
+    "cut_completions": "cut completions",
+    "backend": "by",
+    "check/ref_drift": "ref drift",
+    "loss": "loss",
+    "eval/loss": "eval loss",
+    "eval/rewards/accuracies": "accuracy",
+    "eval/rewards/margins": "margin",
+}
 
 
 def _near(path: Path) -> str:
@@ -236,4 +250,4 @@ def _figure(value: Any) -> str:
         return " ".join(f"{key} {_figure(each)}" for key, each in value.items())
     if isinstance(value, list):
         return " -> ".join(map(_figure, value))
-    return f"{value:.4g}" if isinstance(value, float) else f"{value}"
+    return f"{value:.3g}" if isinstance(value, float) else f"{value}"

@@ -37,14 +37,16 @@ def project(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> Project:
 
 
 def test_run_shows_one_table_and_a_second_run_does_nothing(project: Project) -> None:
-    first = raydpo("run", *options(project))
+    first = raydpo("run", *options(project), "--set", "wandb.project=tests")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "The policy: " in first.stdout
     policy = Path(first.stdout.split("The policy: ")[1].strip())
     assert (policy / "model.safetensors").exists()
     for noise in ("INFO", "WARNING", "pid="):
         assert noise not in first.stdout + first.stderr
-    assert list((project.folder / "runs" / "logs").glob("*.log"))
+    logs = project.folder / "runs" / "logs"
+    assert list(logs.glob("*.log"))
+    assert list(logs.glob("wandb/offline-run-*/*.wandb"))  # no key: offline
 
     began = time.perf_counter()
     second = raydpo("run", *options(project))
