@@ -38,9 +38,25 @@ def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
     context.enable_progress_bars = False  # the pipeline draws its own
     context.raise_original_map_exception = True  # so that a worker's error reaches the user as itself
     try:
+        if cluster.address is None:
+            _check_fits(cluster, ray.cluster_resources())
         yield
     finally:
         ray.shutdown()
+
+
+def _check_fits(cluster: Cluster, have: dict[str, float]) -> None:
+    """On a machine that cannot grow, a stage that wants more than there is would wait for ever."""
+    for field, count, resources in (
+        ("score.actors", cluster.score.actors, (cluster.score.cpus_per_actor, cluster.score.gpus_per_actor)),
+        ("train.workers", cluster.train.workers, (cluster.train.cpus_per_worker, cluster.train.gpus_per_worker)),
+    ):
+        for kind, each in zip(("CPU", "GPU"), resources, strict=True):
+            if count * each > have.get(kind, 0):
+                raise RecipeError(
+                    f"cluster.{field} is {count}, each with {each} {kind}s, and this machine has "
+                    f"{have.get(kind, 0):g}. Lower it: --set cluster.{field}=1"
+                )
 
 
 def _check_answers(address: str | None) -> None:
