@@ -145,3 +145,19 @@ def test_logprobs_of_other_pairs_are_refused(trained: Project, inputs: tuple, tm
         ContractError, match=r"holds log-probs of other pairs: \d+ rows for \d+ pairs, and from row \d+"
     ):
         logprobs.read(part, inputs[0].read(part))
+
+
+def test_bfloat16_compute_and_export_keep_float32_weights(inputs: tuple, trained: Project, tmp_path: Path) -> None:
+    exact = trained.plan()["train"].config
+    config = exact.model_copy(
+        update={"dtype": "bfloat16", "export_dtype": "bfloat16", "ref_tolerance": 1.0, "max_steps": 2}
+    )
+    facts = train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path, resources=TrainResources())
+    assert 1e-4 < facts["check/ref_drift"] < 1.0  # bfloat16 really computed
+    assert facts["before and after"]["loss"][0] == pytest.approx(math.log(2), abs=0.05)
+    exported = load_file(tmp_path / "policy" / "model.safetensors")
+    assert {weight.dtype for weight in exported.values()} == {torch.bfloat16}
+    state = {"model": {f"causal_lm.{name}": torch.empty_like(w, dtype=torch.float32) for name, w in exported.items()}}
+    dcp.load(state, checkpoint_id=tmp_path / "checkpoint")
+    for name, weight in exported.items():
+        assert torch.equal(state["model"][f"causal_lm.{name}"].bfloat16(), weight), name
