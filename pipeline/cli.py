@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,9 +17,9 @@ from rich.table import Table
 from pipeline import recipe as recipes
 from pipeline.graph import STAGES
 from pipeline.recipe import Cluster, Recipe
-from pipeline.runner import Done, State, Step, plan, run
+from pipeline.runner import State, Step, plan, run
 from pipeline.store import Store, damage
-from stages.artifacts import PolicyCheckpoint
+from pipeline.tables import figure, print_done, print_plan
 from stages.errors import ContractError, MissingArtifact, RecipeError
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ def plan_command(
 ) -> None:
     """Say what each stage would do, and why, without doing it."""
     *_, steps = _load(recipe, cluster, set_)
-    _print_plan(steps, as_json)
+    print_plan(steps, as_json)
 
 
 @app.command("run")
@@ -61,7 +61,7 @@ def run_command(
     selected = _selected(only, from_, until)
     what, where, store, steps = _load(recipe, cluster, set_)
     if dry_run:
-        _print_plan(steps, as_json=False)
+        print_plan(steps, as_json=False)
         return
     from pipeline.cluster import connected
     from pipeline.terminal import bar, quiet
@@ -75,7 +75,7 @@ def run_command(
                 progress=lambda name: bar(console, name, what.wandb, what.name, log.parent),
             )
         )  # fmt: skip
-        _print_done(done, console)
+        print_done(done, console)
 
 
 @app.command()
@@ -94,7 +94,7 @@ def show(recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = No
     for step in found:
         table = Table("fact", "value", title=f"{step.stage.name}  {step.folder}", title_justify="left")
         for key, value in (step.manifest.facts | step.manifest.provenance).items():
-            table.add_row(key, _figure(value))
+            table.add_row(key, figure(value))
         Console().print(table)
     for step in steps:
         if step.state != State.HIT:
@@ -189,65 +189,3 @@ def _errors(console: Console, log: Path | None = None) -> Iterator[None]:
         console.print(f"[bold red]failed:[/] {escape(told)}", soft_wrap=True, highlight=False)
         console.print(f"The whole log: {log}. What is finished is kept: run the same command to go on.", soft_wrap=True)
         raise typer.Exit(1) from None
-
-
-def _print_plan(steps: list[Step], as_json: bool) -> None:
-    if as_json:
-        rows = [
-            {"stage": s.stage.name, "state": s.state, "why": s.why, "path": str(s.folder), "fingerprint": s.fingerprint}
-            for s in steps
-        ]
-        print(json.dumps(rows, indent=1))
-        return
-    table = Table("stage", "state", "why", "path")
-    for step in steps:
-        table.add_row(step.stage.name, step.state, escape(step.why), str(step.folder))
-    Console().print(table)
-
-
-def _print_done(done: list[Done], console: Console) -> None:
-    table = Table("stage", "state", "rows or steps", "tokens", "seconds", "key figures")
-    table.add_column("path", overflow="fold")
-    for row in done:
-        facts = row.step.manifest.facts
-        count = f"{facts['steps']} steps" if "steps" in facts else f"{facts['pairs']} pairs"
-        tokens = f"{facts['tokens']:,}" if "tokens" in facts else ""
-        figures, path = "\n".join(_key_figures(facts)), _near(row.step.folder)
-        table.add_row(row.step.stage.name, row.state, count, tokens, f"{row.seconds:.1f}", figures, path)
-    console.print(table)
-    if done[-1].step.stage.output is PolicyCheckpoint:
-        console.print(f"The policy: {PolicyCheckpoint(done[-1].step.folder).policy}", soft_wrap=True)
-
-
-def _key_figures(facts: dict[str, Any]) -> Iterator[str]:
-    known = facts | facts.get("before and after", {})
-    for key, label in _KEY_FIGURES.items():
-        if known.get(key):
-            yield f"{label} {_figure(known[key])}"
-
-
-_KEY_FIGURES = {
-    "train": "train",
-    "eval": "eval",
-    "dropped": "dropped",
-    "cut_prompts": "cut prompts",
-    "cut_completions": "cut completions",
-    "backend": "by",
-    "check/ref_drift": "ref drift",
-    "loss": "loss",
-    "eval/loss": "eval loss",
-    "eval/rewards/accuracies": "accuracy",
-    "eval/rewards/margins": "margin",
-}
-
-
-def _near(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _figure(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{key} {_figure(each)}" for key, each in value.items())
-    if isinstance(value, list):
-        return " -> ".join(map(_figure, value))
-    return f"{value:.3g}" if isinstance(value, float) else f"{value}"

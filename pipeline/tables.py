@@ -1,0 +1,75 @@
+"""What a plan and a run look like on the terminal."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.runner import Done, Step
+from stages.artifacts import PolicyCheckpoint
+
+
+def print_plan(steps: list[Step], as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {"stage": s.stage.name, "state": s.state, "why": s.why, "path": str(s.folder), "fingerprint": s.fingerprint}
+            for s in steps
+        ]
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("stage", "state", "why", "path")
+    for step in steps:
+        table.add_row(step.stage.name, step.state, escape(step.why), str(step.folder))
+    Console().print(table)
+
+
+def print_done(done: list[Done], console: Console) -> None:
+    table = Table("stage", "state", "rows or steps", "tokens", "seconds", "key figures")
+    table.add_column("path", overflow="fold")
+    for row in done:
+        facts = row.step.manifest.facts
+        count = f"{facts['steps']} steps" if "steps" in facts else f"{facts['pairs']} pairs"
+        tokens = f"{facts['tokens']:,}" if "tokens" in facts else ""
+        figures, path = "\n".join(_key_figures(facts)), _near(row.step.folder)
+        table.add_row(row.step.stage.name, row.state, count, tokens, f"{row.seconds:.1f}", figures, path)
+    console.print(table)
+    if done[-1].step.stage.output is PolicyCheckpoint:
+        console.print(f"The policy: {PolicyCheckpoint(done[-1].step.folder).policy}", soft_wrap=True)
+
+
+def _key_figures(facts: dict[str, Any]) -> Iterator[str]:
+    known = facts | facts.get("before and after", {})
+    for key, label in _KEY_FIGURES.items():
+        if known.get(key):
+            yield f"{label} {figure(known[key])}"
+
+
+_KEY_FIGURES = {
+    "train": "train",
+    "eval": "eval",
+    "dropped": "dropped",
+    "cut_prompts": "cut prompts",
+    "cut_completions": "cut completions",
+    "backend": "by",
+    "check/ref_drift": "ref drift",
+    "loss": "loss",
+    "eval/loss": "eval loss",
+    "eval/rewards/accuracies": "accuracy",
+    "eval/rewards/margins": "margin",
+}
+
+
+def _near(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def figure(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key} {figure(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return " -> ".join(map(figure, value))
+    return f"{value:.3g}" if isinstance(value, float) else f"{value}"
