@@ -74,7 +74,7 @@ def runtime_env(cluster: Cluster) -> dict[str, Any]:
 
 
 def submit(cluster: Cluster, arguments: list[str], submission_id: str, metadata: dict[str, str]) -> str:
-    """Send `python -m pipeline ARGUMENTS` to the cluster as a Ray job; return its id. A live job is not sent twice."""
+    """Send `PYTHON -m pipeline ARGUMENTS` to the cluster as a Ray job; return its id. A live job is not sent twice."""
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     if not Path(cluster.root).is_absolute():
@@ -91,7 +91,7 @@ def submit(cluster: Cluster, arguments: list[str], submission_id: str, metadata:
     if submission_id in before:
         client.delete_job(submission_id)  # it has ended; the same work goes on under the same id
     return client.submit_job(
-        entrypoint=shlex.join(["python", "-m", "pipeline", *arguments]),
+        entrypoint=shlex.join([cluster.python, "-m", "pipeline", *arguments]),
         submission_id=submission_id,
         runtime_env={"working_dir": str(CODE), "excludes": _NOT_CODE},
         metadata=metadata,

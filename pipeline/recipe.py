@@ -34,6 +34,7 @@ class Cluster(Config):
     root: str = "runs"  # folder of all artifacts; every node must see it under this path
     address: str | None = None  # of a running Ray cluster ("auto", "ray://..", "host:6379"); none: start one here
     dashboard: str | None = None  # where `raydpo submit` sends jobs ("http://host:8265")
+    python: str = "python"  # the interpreter of a submitted job, as a shell on the cluster's head node finds it
     env_vars: dict[str, str] = {}  # for all Ray workers
     shard: ShardResources = ShardResources()
     score: ScoreResources = ScoreResources()

@@ -112,7 +112,8 @@ def test_a_submitted_job_runs_once(project: Project) -> None:
     import ray
 
     dashboard = f"http://{ray._private.worker.global_worker.node.webui_url}"
-    content = yaml.safe_load(project.cluster.read_text()) | {"address": "auto", "dashboard": dashboard}
+    reached = {"address": "auto", "dashboard": dashboard, "python": sys.executable}
+    content = yaml.safe_load(project.cluster.read_text()) | reached
     project.cluster.write_text(yaml.safe_dump(content))
     arguments = ("submit", *options(project), "--only", "shard")
     sent = raydpo(*arguments)
