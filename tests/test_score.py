@@ -38,7 +38,7 @@ def test_a_rerun_makes_only_what_is_missing(trained: Project, tmp_path: Path) ->
     for part in pairs.parts[1:]:
         (tmp_path / part).write_bytes(whole[part])
     times = {part: (tmp_path / part).stat().st_mtime_ns for part in pairs.parts[1:]}
-    score(step.config, pairs=pairs, out=tmp_path, resources=ScoreResources(pairs_per_batch=3))
+    score(step.config, pairs=pairs, out=tmp_path, resources=ScoreResources(max_tokens_per_batch=100))
     assert {part: (tmp_path / part).stat().st_mtime_ns for part in pairs.parts[1:]} == times
     made = ReferenceLogprobs(tmp_path).read(pairs.parts[0], pairs.read(pairs.parts[0]))
     known = ReferenceLogprobs(step.folder).read(pairs.parts[0], pairs.read(pairs.parts[0]))

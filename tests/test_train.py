@@ -49,9 +49,9 @@ def test_training_starts_at_log_2_and_learns(policy: PolicyCheckpoint) -> None:
 def test_cached_equals_live(inputs: tuple, policy: PolicyCheckpoint, tiny_model: Path) -> None:
     """The loss from the log-probs on disk is the loss with the reference model at hand."""
     table = PairTable(*inputs, "train")
-    batch = table.batch(np.arange(len(table)), CPU)
+    model, reference = (load(str(folder), "float32", 128) for folder in (policy.policy, tiny_model))
+    batch = table.batch(np.arange(len(table)), model, CPU)
     with torch.no_grad():
-        model, reference = (load(str(folder), "float32", 128) for folder in (policy.policy, tiny_model))
         logps = batch.layout.sums(model(batch.layout))
         cached = dpo_loss(*logps, batch.ref_chosen_logps, batch.ref_rejected_logps, beta=0.1)
         live = dpo_loss(*logps, *batch.layout.sums(reference(batch.layout)), beta=0.1)
@@ -65,7 +65,7 @@ def test_one_step_is_what_torch_alone_computes(inputs: tuple, tiny_model: Path, 
     train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path, resources=TrainResources())
     table, model = PairTable(*inputs, "train"), load(str(tiny_model), "float32", 128)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
-    batch = table.batch(batch_at(1, 0, len(table), 5), CPU)
+    batch = table.batch(batch_at(1, 0, len(table), 5), model, CPU)
     logps = batch.layout.sums(model(batch.layout))
     dpo_loss(*logps, batch.ref_chosen_logps, batch.ref_rejected_logps, 0.3).losses.mean().backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

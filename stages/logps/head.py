@@ -1,13 +1,15 @@
 """Hidden states -> log-probs of given target tokens, in chunks: no [tokens, vocabulary] tensor is ever whole."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
-from transformers import PretrainedConfig
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+from transformers import PreTrainedConfig
 
-CHUNK = 1024  # rows of logits alive at a time; at a vocabulary of 128k in fp32 that is 0.5 GiB
+CHUNK = 2**26  # logits alive at a time: 256 MiB in float32, which is 512 rows at a vocabulary of 128k
 
 
 @dataclass(frozen=True)
@@ -18,28 +20,102 @@ class LogitRule:
     soft_cap: float | None = None
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> "LogitRule":
+    def of(cls, config: PreTrainedConfig) -> "LogitRule":
         scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
         scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
         return cls(scale, getattr(config, "final_logit_softcapping", None))  # Gemma 2
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        logits = logits.float() * self.scale
-        return logits if self.soft_cap is None else torch.tanh(logits / self.soft_cap) * self.soft_cap
+        """Float32, in a tensor that the caller may overwrite."""
+        logits = logits.float()
+        if self.scale != 1.0:
+            logits = logits.mul_(self.scale)
+        return logits if self.soft_cap is None else logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+
+    def slope_(self, gradient: torch.Tensor, capped: torch.Tensor | None) -> torch.Tensor:
+        """Gradient with respect to what this rule gave -> with respect to the head's output. In place."""
+        if self.soft_cap is not None and capped is not None:
+            gradient.mul_(1 - (capped / self.soft_cap).square_())
+        return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
 
 
 def target_logps(
-    hidden: torch.Tensor, lm_head: nn.Module, rule: LogitRule, targets: torch.Tensor, chunk: int = CHUNK
+    head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, rule: LogitRule, chunk: int = CHUNK
 ) -> torch.Tensor:
-    """log softmax(rule(lm_head(hidden)))[targets].
+    """log softmax(rule(head(hidden)))[targets].
 
-    hidden [N, H] any float dtype, targets [N] int64 -> [N] float32, nats. The softmax runs in float32; the backward
-    pass computes each chunk's logits again instead of keeping them.
+    hidden [N, H] any float dtype, targets [N] int64 -> [N] float32, nats. At most `chunk` logits exist at a time. The
+    softmax runs in float32. The backward pass computes logits again, but for the last chunk, whose probabilities are
+    still there: where all rows fit into one chunk, nothing is computed twice.
     """
+    rows = max(1, chunk // head.out_features)
+    logps: torch.Tensor = _TargetLogps.apply(hidden, head.weight, head.bias, targets, rule, rows)
+    return logps
 
-    def chunk_logps(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = rule(lm_head(hidden))
-        return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
 
-    chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    return torch.cat([checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in chunks])
+class _TargetLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        rule: LogitRule,
+        rows: int,
+    ) -> torch.Tensor:
+        logps, last = [], None
+        for part, ids in zip(hidden.split(rows), targets.split(rows), strict=True):
+            last = None  # its memory serves the next chunk
+            last = _Chunk(linear(part, weight, bias), ids, rule)
+            logps.append(last.logps)
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.rule, ctx.rows = rule, rows
+        ctx.last = last if any(ctx.needs_input_grad) else None
+        return torch.cat(logps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, bias, targets = ctx.saved_tensors
+        chunk, ctx.last = ctx.last, None
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        of_hidden = torch.empty_like(hidden) if wants_hidden else None
+        of_weight = of_bias = None  # chunks are added up in float32
+        for start in reversed(range(0, len(hidden), ctx.rows)):
+            piece = slice(start, start + ctx.rows)
+            chunk = chunk or _Chunk(linear(hidden[piece], weight, bias), targets[piece], ctx.rule)
+            of_output = chunk.backward_(gradient[piece]).to(weight.dtype)
+            chunk = None
+            if of_hidden is not None:
+                torch.mm(of_output, weight, out=of_hidden[piece])
+            if wants_weight:
+                product = of_output.t() @ hidden[piece]
+                of_weight = product.float() if of_weight is None else of_weight.add_(product)
+            if wants_bias:
+                total = of_output.float().sum(0)
+                of_bias = total if of_bias is None else of_bias.add_(total)
+            del of_output
+        of_weight = None if of_weight is None else of_weight.to(weight.dtype)
+        of_bias = None if of_bias is None else of_bias.to(bias.dtype)
+        return of_hidden, of_weight, of_bias, None, None, None
+
+
+class _Chunk:
+    """The softmax of some rows of logits, in the memory where the logits were."""
+
+    def __init__(self, output: torch.Tensor, targets: torch.Tensor, rule: LogitRule):
+        logits = rule(output)
+        self.rule, self.targets = rule, targets[:, None]
+        self.capped = None if rule.soft_cap is None else logits.clone()  # the cap's slope needs them
+        largest = logits.amax(1, keepdim=True)
+        at_target = logits.gather(1, self.targets) - largest
+        self.exponents = logits.sub_(largest).exp_()
+        self.sums = self.exponents.sum(1, keepdim=True)
+        self.logps = (at_target - self.sums.log())[:, 0]
+
+    def backward_(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Gradient of logps [n] -> of the head's output [n, vocabulary], float32. Overwrites the softmax."""
+        gradient = gradient[:, None]
+        of_logits = self.exponents.mul_(-gradient / self.sums).scatter_add_(1, self.targets, gradient)
+        return self.rule.slope_(of_logits, self.capped)

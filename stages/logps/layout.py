@@ -1,7 +1,9 @@
-"""Pairs -> the tensors of one forward pass: a padded row a completion, and where its tokens are predicted."""
+"""Pairs -> the tensors of one forward pass, in which what both sequences of a pair start with stands once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate, takewhile
+from typing import Any
 
 import torch
 
@@ -9,48 +11,131 @@ Ids = Sequence[int]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """B pairs as 2B rows: row 2i is [prompt | chosen] of pair i, row 2i + 1 [prompt | rejected]; padded on the right.
+class Stretches:
+    """A row of T tokens cut into stretches; the tokens of one attend, causally, to its context, which ends with itself.
 
-    N is the number of completion tokens; they stand in the order of the rows.
+    A pair has up to three: its trunk (the prompt, and what the completions have in common at their start), the rest of
+    chosen and the rest of rejected. The context of each of the two is the trunk and itself.
     """
 
-    input_ids: torch.Tensor  # [2B, L] int64
-    attention_mask: torch.Tensor  # [2B, L] int64, 0 at padding
-    sources: torch.Tensor  # [N] int64, flat position in [2B * L] of the token that predicts target n
-    targets: torch.Tensor  # [N] int64, ids of the completion tokens
-    owners: torch.Tensor  # [N] int64, row of target n
+    lengths: tuple[int, ...]  # of the stretches, in the order of the row
+    contexts: tuple[int, ...]  # lengths of their contexts
+    context: torch.Tensor  # [sum of contexts] int64, positions in the row, stretch after stretch
+    length_ends: torch.Tensor  # [stretches + 1] int32, cumulative, from 0: what variable-length kernels want
+    context_ends: torch.Tensor  # [stretches + 1] int32
+    masks: dict[Any, torch.Tensor] = field(default_factory=dict)  # made by attention on first use, shared by all layers
 
-    @property
-    def num_rows(self) -> int:
-        return len(self.input_ids)
+    @classmethod
+    def of(cls, lengths: Sequence[int], contexts: Sequence[Sequence[int]]) -> "Stretches":
+        sizes = [len(context) for context in contexts]
+        context = torch.tensor([position for context in contexts for position in context])
+        return cls(tuple(lengths), tuple(sizes), context, _ends(lengths), _ends(sizes))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """B pairs as model inputs, and where the N tokens of their 2B completions are predicted.
+
+    Targets stand in the order chosen, rejected of the first pair, then of the second, and so on. `pack` makes one row
+    (R = 1) of T tokens, with `stretches`; `pad` makes R = 2B rows, with an attention mask.
+    """
+
+    input_ids: torch.Tensor  # [R, T] int64
+    sources: torch.Tensor  # [N] int64, flat position of the token that predicts target n; -1 where there is none
+    targets: torch.Tensor  # [N] int64, ids of the completion tokens
+    owners: torch.Tensor  # [N] int64, 2i for chosen and 2i + 1 for rejected of pair i
+    num_pairs: int
+    num_tokens: int  # without padding
+    position_ids: torch.Tensor | None = None  # [R, T] int64; with padding on the right, models count for themselves
+    stretches: Stretches | None = None
+    attention_mask: torch.Tensor | None = None  # [R, T] int64, 0 at padding
 
     def to(self, device: torch.device) -> "Layout":
-        return Layout(*(tensor.to(device) for tensor in vars(self).values()))
+        return _moved(self, device)
 
     def sums(self, token_logps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Per-token values [N] -> (chosen [B], rejected [B]), summed over each completion."""
-        rows = token_logps.new_zeros(self.num_rows).index_add(0, self.owners, token_logps)
-        return rows[0::2], rows[1::2]
+        both = token_logps.new_zeros(2 * self.num_pairs).index_add(0, self.owners, token_logps)
+        return both[0::2], both[1::2]
 
     def split(self, token_logps: torch.Tensor) -> list[torch.Tensor]:
-        """Per-token values [N] -> 2B tensors, one a row: chosen, rejected, chosen, ..."""
-        return list(token_logps.split(torch.bincount(self.owners, minlength=self.num_rows).tolist()))
+        """Per-token values [N] -> 2B tensors, one a completion: chosen, rejected, chosen, ..."""
+        return list(token_logps.split(torch.bincount(self.owners, minlength=2 * self.num_pairs).tolist()))
 
 
 def pack(pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:
-    """Lay out pairs given as (prompt_ids, chosen_ids, rejected_ids), none of them empty."""
-    rows = [(prompt, side) for prompt, chosen, rejected in pairs for side in (chosen, rejected)]
-    length = max(len(prompt) + len(side) for prompt, side in rows)
-    input_ids = torch.zeros(len(rows), length, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    sources, targets, owners = [], [], []
-    for row, (prompt, side) in enumerate(rows):
-        end = len(prompt) + len(side)
-        input_ids[row, :end] = torch.tensor([*prompt, *side])
-        attention_mask[row, :end] = 1
-        start = row * length + len(prompt) - 1
-        sources.append(torch.arange(start, start + len(side)))
-        targets.append(torch.tensor(side))
-        owners.append(torch.full((len(side),), row))
-    return Layout(input_ids, attention_mask, torch.cat(sources), torch.cat(targets), torch.cat(owners))
+    """Lay out pairs, given as (prompt_ids, chosen_ids, rejected_ids), one after another in one row without padding.
+
+    Completions have at least one token; a prompt may be empty. The last token of a completion is predicted but predicts
+    nothing, so it is no input. Positions of both completions go on from the trunk's.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    lengths: list[int] = []
+    contexts: list[list[int]] = []
+    places: list[list[int]] = []  # of each of the 2B input sequences, where its tokens stand in the row
+    for prompt, chosen, rejected in pairs:
+        inputs = [[*prompt, *side[:-1]] for side in (chosen, rejected)]
+        shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(*inputs, strict=False)))
+        trunk = list(range(len(ids), len(ids) + shared))
+        ends = [trunk]
+        ids += inputs[0][:shared]
+        positions += range(shared)
+        for sequence in inputs:
+            branch = list(range(len(ids), len(ids) + len(sequence) - shared))
+            ids += sequence[shared:]
+            positions += range(shared, len(sequence))
+            places.append(trunk + branch)
+            ends.append(branch)
+        for stretch, context in zip(ends, (trunk, *places[-2:]), strict=True):
+            if stretch:
+                lengths.append(len(stretch))
+                contexts.append(context)
+    if not ids:  # only empty prompts and completions of one token: a model wants a token all the same
+        ids, positions, lengths, contexts = [0], [0], [1], [[0]]
+    targets = _targets(pairs, places)
+    row, stretches = torch.tensor([positions]), Stretches.of(lengths, contexts)
+    return Layout(torch.tensor([ids]), *targets, len(pairs), len(ids), position_ids=row, stretches=stretches)
+
+
+def pad(pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:
+    """Lay out pairs as two rows each, padded on the right: for models whose attention cannot take `pack`'s."""
+    inputs = [[*prompt, *side[:-1]] or [0] for prompt, *sides in pairs for side in sides]
+    width = max(map(len, inputs))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in inputs])
+    filled = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in inputs])
+    places = [list(range(start * width, start * width + len(row))) for start, row in enumerate(inputs)]
+    targets = _targets(pairs, places)
+    return Layout(ids, *targets, len(pairs), sum(map(len, inputs)), attention_mask=filled)
+
+
+def _ends(lengths: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
+
+
+def _targets(
+    pairs: Sequence[tuple[Ids, Ids, Ids]], places: list[list[int]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(sources, targets, owners): a token is predicted where the token before it stands."""
+    sources: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    sides = ((len(prompt), side) for prompt, *sides in pairs for side in sides)
+    for owner, ((start, side), place) in enumerate(zip(sides, places, strict=True)):
+        before = [-1, *place]
+        sources += before[start : start + len(side)]
+        targets += side
+        owners += [owner] * len(side)
+    return torch.tensor(sources), torch.tensor(targets), torch.tensor(owners)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """The same with its tensors on `device`."""
+    changes: dict[str, Any] = {}
+    for each in fields(value):
+        content = getattr(value, each.name)
+        if isinstance(content, torch.Tensor):
+            changes[each.name] = content.to(device, non_blocking=True)
+        elif isinstance(content, Stretches):
+            changes[each.name] = _moved(content, device)
+    return replace(value, **changes)

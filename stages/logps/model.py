@@ -1,15 +1,22 @@
 """A causal language model as a function from pairs to log-probs of their completions' tokens."""
 
-from typing import cast
+import logging
+from collections.abc import Sequence
+from types import MethodType
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from stages.errors import RecipeError
+from stages.logps import attention
 from stages.logps.head import LogitRule, target_logps
-from stages.logps.layout import Layout
+from stages.logps.layout import Ids, Layout, pack, pad
 from stages.model_files import max_positions, split_revision
+
+_PROBE = [([1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12]), ([5], [3, 4, 2], [3, 7])]
+_log = logging.getLogger("raydpo")
 
 
 class PairLogprobs(nn.Module):
@@ -19,6 +26,13 @@ class PairLogprobs(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.rule = LogitRule.of(causal_lm.config.get_text_config())
+        self.shares_prompts = False
+        # A method of the head, so that FSDP can treat it as the forward pass of a unit of its own.
+        vars(self.head)["target_logps"] = MethodType(target_logps, self.head)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.causal_lm.get_output_embeddings()
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -26,13 +40,23 @@ class PairLogprobs(nn.Module):
         lists = [module for module in self.causal_lm.modules() if isinstance(module, nn.ModuleList)]
         return max(lists, key=len)
 
+    def lay_out(self, pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:
+        """Pairs as (prompt_ids, chosen_ids, rejected_ids) -> what this model's forward takes."""
+        return pack(pairs) if self.shares_prompts else pad(pairs)
+
     def forward(self, layout: Layout) -> torch.Tensor:
-        """Log-probs [N] float32, nats, of the layout's target tokens given all that comes before them in their row."""
-        output = self.causal_lm.base_model(
-            input_ids=layout.input_ids, attention_mask=layout.attention_mask, use_cache=False
-        )
-        hidden = output.last_hidden_state.flatten(0, 1)[layout.sources]
-        return target_logps(hidden, self.causal_lm.get_output_embeddings(), self.rule, layout.targets)
+        """Log-probs [N] float32, nats, of the layout's target tokens, given what comes before them in their sequence.
+
+        A token that nothing comes before, the first of a completion after an empty prompt, has a log-prob of 0: a
+        causal model says nothing of it, and trainers leave it out of their sums.
+        """
+        seen: dict[str, Any] = {"attention_mask": layout.attention_mask}
+        if layout.stretches is not None:
+            seen = {"position_ids": layout.position_ids, "stretches": layout.stretches}
+        output = self.causal_lm.base_model(input_ids=layout.input_ids, use_cache=False, **seen)
+        hidden = output.last_hidden_state.flatten(0, 1)[layout.sources.clamp(min=0)]
+        logps: torch.Tensor = cast(Any, self.head).target_logps(hidden, layout.targets, self.rule)
+        return logps.where(layout.sources >= 0, 0.0)
 
 
 def load(name: str, dtype: str, longest: int) -> PairLogprobs:
@@ -43,8 +67,38 @@ def load(name: str, dtype: str, longest: int) -> PairLogprobs:
     check_fits(name, longest)
     folder, revision = split_revision(name)
     causal_lm = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=getattr(torch, dtype))
-    model = PairLogprobs(cast(PreTrainedModel, causal_lm)).eval()
-    _check_head(model, name)
+    return wrap(cast(PreTrainedModel, causal_lm), name)
+
+
+def wrap(causal_lm: PreTrainedModel, name: str) -> PairLogprobs:
+    """Choose the layout for a model, and compare its log-probs with those of the model's own forward pass.
+
+    Prompts are shared where the model's attention allows it and the comparison agrees; else the two sequences of a pair
+    are computed apart, and the log says why. Raises RecipeError where that does not agree either.
+    """
+    if not isinstance(causal_lm.get_output_embeddings(), nn.Linear):
+        raise RecipeError(f"{name} ({type(causal_lm).__name__}) has no linear head over its vocabulary")
+    model = PairLogprobs(causal_lm.eval())
+    expected = _own_logps(causal_lm)
+    reason = attention.why_not(type(causal_lm), causal_lm.config.get_text_config())
+    if reason is None:
+        own = causal_lm.config._attn_implementation
+        causal_lm.set_attn_implementation(attention.NAME)
+        model.shares_prompts = True
+        try:
+            reason = _disagreement(model, expected)
+        except (NotImplementedError, TypeError, KeyError) as error:
+            reason = f"its attention asks for more than stretches give: {error}"
+        if reason is None:
+            return model
+        causal_lm.set_attn_implementation(own)
+        model.shares_prompts = False
+    if disagreement := _disagreement(model, expected):
+        raise RecipeError(
+            f"{name} ({type(causal_lm).__name__}) turns token ids into logits in a way that is not supported: "
+            f"{disagreement}"
+        )
+    _log.warning("%s: the two sequences of a pair are computed apart, because %s", name, reason)
     return model
 
 
@@ -58,15 +112,21 @@ def check_fits(name: str, longest: int) -> None:
 
 
 @torch.no_grad()
-def _check_head(model: PairLogprobs, name: str) -> None:
-    """Some architectures change the hidden states or logits in ways of their own. Find out now, not in the results."""
-    ids = torch.arange(1, 5)[None]
-    row = Layout(ids, torch.ones_like(ids), torch.arange(3), ids[0, 1:], torch.zeros(3, dtype=torch.int64))
-    logits = model.causal_lm(input_ids=ids, use_cache=False).logits[0, :3].float()
-    expected = logits.log_softmax(-1).gather(1, row.targets[:, None])[:, 0]
-    difference = (model(row) - expected).abs().max().item()
-    if not difference < 1e-3 * (1 + expected.abs().max().item()):
-        raise RecipeError(
-            f"{name} ({type(model.causal_lm).__name__}) turns hidden states into logits in a way that is not "
-            f"supported: log-probs would be off by {difference:.3g} nats"
-        )
+def _own_logps(causal_lm: PreTrainedModel) -> torch.Tensor:
+    """Log-probs of the probe's targets by the model's own forward pass, one sequence at a time."""
+    logps = []
+    for prompt, *sides in _PROBE:
+        for side in sides:
+            logits = causal_lm(input_ids=torch.tensor([prompt + side]), use_cache=False).logits[0].float()
+            at_targets = logits[len(prompt) - 1 : -1].log_softmax(-1)
+            logps.append(at_targets.gather(1, torch.tensor(side)[:, None])[:, 0])
+    return torch.cat(logps)
+
+
+@torch.no_grad()
+def _disagreement(model: PairLogprobs, expected: torch.Tensor) -> str | None:
+    difference = (model(model.lay_out(_PROBE)) - expected).abs().max().item()
+    exact = next(model.parameters()).dtype == torch.float32
+    if difference < (1e-3 if exact else 0.1) * (1 + expected.abs().max().item()):
+        return None
+    return f"log-probs would be off by {difference:.3g} nats"

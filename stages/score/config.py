@@ -23,4 +23,4 @@ class ScoreResources(Config):
     memory_fraction: float = Field(0.3, gt=0, le=1)  # of the GPU, or of the machine's memory
     kv_cache_gib: Count = 1  # CPU only
     # torch
-    pairs_per_batch: Count = 8
+    max_tokens_per_batch: Count = 8192  # of the torch scorer: bounds its memory

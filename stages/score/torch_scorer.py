@@ -1,9 +1,10 @@
 """Scores with the forward pass of training: the parity oracle, and the way for models that vLLM lacks."""
 
+import numpy as np
 import pyarrow as pa
 import torch
 
-from stages.logps.layout import pack
+from stages.logps.budget import fill
 from stages.logps.model import load
 from stages.score.config import ScoreConfig, ScoreResources
 
@@ -11,19 +12,19 @@ from stages.score.config import ScoreConfig, ScoreResources
 class TorchScorer:
     def __init__(self, config: ScoreConfig, resources: ScoreResources, longest: int):
         self.device = torch.device("cuda" if resources.gpus_per_actor else "cpu")
-        self.pairs_per_batch = resources.pairs_per_batch
+        self.max_tokens = resources.max_tokens_per_batch
         self.model = load(config.model, config.dtype, longest).to(self.device)
 
     @torch.inference_mode()
     def token_logps(self, pairs: pa.Table) -> list[list[float]]:
         """Per-token log-probs of 2B completions of B pairs: chosen, rejected, chosen, ... Nats."""
         rows = [tuple(row.values()) for row in pairs.select(["prompt_ids", "chosen_ids", "rejected_ids"]).to_pylist()]
-        # Pairs of like length share a batch, so that little is spent on padding.
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + max(len(rows[i][1]), len(rows[i][2])))
+        lengths = np.array([sum(map(len, row)) for row in rows])
+        order = np.argsort(-lengths, kind="stable")
         scored: list[list[float]] = [[]] * (2 * len(rows))
-        for start in range(0, len(order), self.pairs_per_batch):
-            batch = order[start : start + self.pairs_per_batch]
-            layout = pack([rows[i] for i in batch]).to(self.device)
+        for piece in fill(lengths[order], self.max_tokens):
+            batch = order[piece]
+            layout = self.model.lay_out([rows[i] for i in batch]).to(self.device)
             values = [row.tolist() for row in layout.split(self.model(layout).cpu())]
             for position, i in enumerate(batch):
                 scored[2 * i : 2 * i + 2] = values[2 * position : 2 * position + 2]

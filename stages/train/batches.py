@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stages.logps.budget import fill
 from stages.train.config import TrainConfig
 
 
@@ -34,21 +35,13 @@ def batch_at(step: int, seed: int, num_pairs: int, global_batch: int) -> np.ndar
 def shares(batch: np.ndarray, lengths: np.ndarray, rank: int, world: int, max_tokens: int) -> list[Share]:
     """Rank's part of a batch in micro-batches of at most `max_tokens` (one pair may be more, alone).
 
-    `lengths` [b] are the tokens of each pair's longer sequence; a pair costs two rows as long as the longest in its
-    micro-batch. Pairs go round the ranks from the longest down, so that ranks have like work and little padding.
+    `lengths` [b] are the tokens of each pair. Pairs go round the ranks from the longest down, so that ranks have like
+    work.
     """
     order = np.argsort(-lengths, kind="stable")
-    by_rank = [_split(order[r::world], lengths, max_tokens) for r in range(world)]
+    by_rank = []
+    for own in (order[r::world] for r in range(world)):
+        by_rank.append([own[piece] for piece in fill(lengths[own], max_tokens)])
     idle = Share(batch[order[-1:]], np.zeros(1, np.float32))  # the shortest pair, without weight
     mine = [Share(batch[piece], np.ones(len(piece), np.float32)) for piece in by_rank[rank]]
     return mine + [idle] * (max(map(len, by_rank)) - len(mine))
-
-
-def _split(order: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Cut a descending order of pairs where its next pair would not fit."""
-    pieces, start = [], 0
-    while start < len(order):
-        fitting = max(1, max_tokens // (2 * int(lengths[order[start]])))
-        pieces.append(order[start : start + fitting])
-        start += fitting
-    return pieces

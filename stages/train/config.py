@@ -7,12 +7,23 @@ from pydantic import Field
 from stages.config import Config, Count, Fraction
 
 
+class Lora(Config):
+    """Train low-rank adapters (Hu et al., 2021) and leave the base model, the cached reference, as it is."""
+
+    rank: Count = 16
+    alpha: Count = 32  # adapters are scaled by alpha / rank
+    targets: Literal["all-linear"] | list[str] = "all-linear"  # names of linear layers, as peft takes them
+    merge: bool = False  # export the merged model as well
+
+
 class TrainConfig(Config):
     policy: str  # the model to start from: folder or hub name "org/name@revision"
     starts_at_reference: bool = True  # policy equal to reference at step 1; ref_tolerance is then enforced
     ref_tolerance: float = Field(0.01, gt=0)  # largest difference of a token's log-prob at step 1, nats
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward and backward pass; weights stay float32
     export_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    lora: Lora | None = None  # None: all weights are trained
 
     beta: float = Field(0.1, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
@@ -35,4 +46,8 @@ class TrainResources(Config):
     workers: Count = 1
     cpus_per_worker: Count = 1
     gpus_per_worker: int = Field(0, ge=0, le=1)
-    max_tokens_per_microbatch: Count = 8192  # bounds memory; the result does not depend on it
+    # What follows trades memory for time; the result does not depend on it but for rounding.
+    max_tokens_per_microbatch: Count = 8192
+    activation_checkpointing: Literal["none", "selective", "layer"] = "none"  # selective: all but matmuls is recomputed
+    compile: bool = False  # each decoder layer, with torch.compile; needs a C++ compiler, and minutes at the start
+    cpu_offload: bool = False  # weights, gradients and optimizer in the memory of the host; for GPUs

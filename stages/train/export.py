@@ -1,5 +1,6 @@
 """What a finished run leaves: a sharded checkpoint to resume from, and a Hugging Face folder to use."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -7,29 +8,50 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from stages.logps.model import PairLogprobs
 from stages.model_files import split_revision
 from stages.train.config import TrainConfig
+from stages.train.lora import merged, save_adapter
 
 _PREFIX = "causal_lm."  # where PairLogprobs holds the model
 
 
+def _options(model: PairLogprobs) -> StateDictOptions:
+    """Of weights that are not trained, nothing is kept: they stand in the model that training started from."""
+    return StateDictOptions(ignore_frozen_params=any(not weight.requires_grad for weight in model.parameters()))
+
+
 def save_checkpoint(folder: Path, model: PairLogprobs, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Model, optimizer and step, each rank its shard. Called by all ranks."""
-    model_state, optimizer_state = get_state_dict(model, optimizer)
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=_options(model))
     dcp.save({"model": model_state, "optimizer": optimizer_state, "step": step}, checkpoint_id=folder)
 
 
 def export_policy(folder: Path, model: PairLogprobs, config: TrainConfig) -> None:
-    """Weights (safetensors), config, tokenizer and chat template, as transformers and vLLM load them. By all ranks."""
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    """Weights (safetensors), config, tokenizer and chat template, as transformers and vLLM load them. By all ranks.
+
+    With LoRA, the adapter goes to `adapter` beside `folder`, and `folder` holds the merged model if that is wanted.
+    """
+    options = replace(_options(model), full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
     if dist.get_rank() == 0:
         dtype = getattr(torch, config.export_dtype)
         weights = {name.removeprefix(_PREFIX): cast(torch.Tensor, weight).to(dtype) for name, weight in state.items()}
-        model.causal_lm.config.dtype = dtype
-        model.causal_lm.save_pretrained(folder, state_dict=weights)
-        name, revision = split_revision(config.policy)
-        AutoTokenizer.from_pretrained(name, revision=revision).save_pretrained(folder)
+        if config.lora is None:
+            _save(folder, model.causal_lm, weights, config)
+        else:
+            save_adapter(folder.with_name("adapter"), model.causal_lm, weights, config.policy)
+            if config.lora.merge:
+                _save(folder, merged(config.policy, folder.with_name("adapter"), dtype), None, config)
     dist.barrier()
+
+
+def _save(
+    folder: Path, causal_lm: PreTrainedModel, weights: dict[str, torch.Tensor] | None, config: TrainConfig
+) -> None:
+    causal_lm.config.dtype = getattr(torch, config.export_dtype)
+    causal_lm.save_pretrained(folder, state_dict=weights)
+    name, revision = split_revision(config.policy)
+    AutoTokenizer.from_pretrained(name, revision=revision).save_pretrained(folder)

@@ -1,19 +1,41 @@
-"""FSDP2, applied to the model from outside: layers first, then the rest as the root."""
+"""FSDP2, applied to the model from outside: layers first, then the embedding and head, then the rest as the root."""
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
 from stages.logps.model import PairLogprobs
 
 
-def shard_model(model: PairLogprobs, mesh: DeviceMesh, dtype: str) -> None:
-    """Shard in place. Weights, their gradients' reduction and the optimizer stay float32; compute runs in `dtype`."""
+def shard_model(model: PairLogprobs, mesh: DeviceMesh, dtype: str, cpu_offload: bool = False) -> None:
+    """Shard in place. Weights, their gradients' reduction and the optimizer stay float32; compute runs in `dtype`.
+
+    A single worker that computes in float32 has nothing to gather, and is left alone.
+    """
+    if mesh.size() == 1 and dtype == "float32" and not cpu_offload:
+        return
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == "float32" else getattr(torch, dtype),
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,  # the inputs are token ids
     )
+    offload = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+
+    def shard(module: nn.Module) -> None:
+        fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload)
+
     for layer in model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+        shard(layer)
+    embedding = model.causal_lm.get_input_embeddings()
+    if embedding.weight is not model.head.weight:  # else it is one weight, of the root, gathered once for both uses
+        shard(embedding)
+        shard(model.head)
+        register_fsdp_forward_method(model.head, "target_logps")
+    shard(model)

@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 import torch
 
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
-from stages.logps.layout import Layout, pack
+from stages.logps.layout import Layout
+from stages.logps.model import PairLogprobs
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class Batch:
     ref_token_logps: torch.Tensor  # [N] float32, in the layout's order
 
     @classmethod
-    def of(cls, rows: list[dict[str, Any]], device: torch.device) -> "Batch":
+    def of(cls, rows: list[dict[str, Any]], model: PairLogprobs, device: torch.device) -> "Batch":
         token_logps = [
             value for row in rows for side in ("chosen", "rejected") for value in row[f"ref_{side}_token_logps"]
         ]
         return cls(
             [row["pair_id"] for row in rows],
-            pack([(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows]).to(device),
+            model.lay_out([(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows]).to(device),
             torch.tensor([row["ref_chosen_logps"] for row in rows], dtype=torch.float32, device=device),
             torch.tensor([row["ref_rejected_logps"] for row in rows], dtype=torch.float32, device=device),
             torch.tensor(token_logps, dtype=torch.float32, device=device),
@@ -51,10 +52,11 @@ class PairTable:
         prompt, chosen, rejected = (
             pc.list_value_length(self._table[f"{name}_ids"]).to_numpy() for name in ("prompt", "chosen", "rejected")
         )
-        self.lengths = prompt + np.maximum(chosen, rejected)  # [pairs] tokens of the longer sequence
+        self.lengths = prompt + chosen + rejected  # [pairs] tokens
 
     def __len__(self) -> int:
         return len(self._table)
 
-    def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
-        return Batch.of(self._table.take(pa.array(rows)).to_pylist(), device)
+    def batch(self, rows: np.ndarray, model: PairLogprobs, device: torch.device) -> Batch:
+        """The pairs of `rows`, laid out for `model`, with every tensor on `device`."""
+        return Batch.of(self._table.take(pa.array(rows)).to_pylist(), model, device)

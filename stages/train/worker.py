@@ -20,12 +20,15 @@ from stages.train.batches import Share, batch_at, num_steps, shares
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.export import export_policy, save_checkpoint
 from stages.train.fsdp import shard_model
+from stages.train.layers import prepare_layers
+from stages.train.lora import add_adapters
 from stages.train.loss import dpo_loss
 from stages.train.pair_table import Batch, PairTable
 from stages.train.ref_drift import RefDrift
 from stages.train.schedule import lr_at
 
 Metrics = dict[str, float]
+_WITHOUT_GRADIENTS = 4  # times as many tokens fit into a forward pass that keeps no activations
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,18 @@ class Worker:
         self.model = self._sharded_model()
         config = self.config
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.lr, betas=config.adam_betas, eps=config.adam_eps,
-            weight_decay=config.weight_decay,
+            [weight for weight in self.model.parameters() if weight.requires_grad], lr=config.lr,
+            betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True,
         )  # fmt: skip
 
     def _sharded_model(self) -> PairLogprobs:
-        model = load(self.config.policy, "float32", self.job.longest).to(self.device)
-        shard_model(model, init_device_mesh(self.device.type, (self.world,)), self.config.dtype)
+        config, resources = self.config, self.job.resources
+        model = load(config.policy, "float32", self.job.longest)
+        if config.lora is not None:
+            add_adapters(model.causal_lm, config.lora, config.seed)
+        prepare_layers(model, resources)
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        shard_model(model.to(self.device), mesh, config.dtype, resources.cpu_offload)
         return model
 
     def run(self) -> None:
@@ -80,7 +88,8 @@ class Worker:
         rows = batch_at(step, config.seed, len(self.pairs), config.global_batch)
         sums, drift = Counter[str](), RefDrift()
         for share in self._shares(self.pairs, rows):
-            batch, weights = self.pairs.batch(share.rows, self.device), torch.from_numpy(share.weights).to(self.device)
+            batch = self.pairs.batch(share.rows, self.model, self.device)
+            weights = torch.from_numpy(share.weights).to(self.device)
             loss, of_batch, token_logps = self._forward(batch, weights)
             # FSDP averages gradients over ranks; the loss is a mean over the pairs of the step.
             (loss * self.world / config.global_batch).backward()
@@ -113,14 +122,15 @@ class Worker:
         if not len(self.held_out):
             return {}
         sums = Counter[str]()
-        for share in self._shares(self.held_out, np.arange(len(self.held_out))):
-            batch = self.held_out.batch(share.rows, self.device)
+        for share in self._shares(self.held_out, np.arange(len(self.held_out)), _WITHOUT_GRADIENTS):
+            batch = self.held_out.batch(share.rows, self.model, self.device)
             sums.update(self._forward(batch, torch.from_numpy(share.weights).to(self.device))[1])
         means, _ = self._reduce(sums)
         return {f"eval/{name}": value for name, value in means.items()}
 
-    def _shares(self, table: PairTable, rows: np.ndarray) -> list[Share]:
-        return shares(rows, table.lengths[rows], self.rank, self.world, self.job.resources.max_tokens_per_microbatch)
+    def _shares(self, table: PairTable, rows: np.ndarray, larger: int = 1) -> list[Share]:
+        max_tokens = larger * self.job.resources.max_tokens_per_microbatch
+        return shares(rows, table.lengths[rows], self.rank, self.world, max_tokens)
 
     def _forward(self, batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
         """Loss summed over the batch, weighted sums of metrics, and per-token log-probs [N]."""
@@ -140,7 +150,7 @@ class Worker:
             "logps/rejected": rejected_logps,
         }
         sums = {name: (weights * values.detach()).sum().item() for name, values in per_pair.items()}
-        sums |= {"pairs": weights.sum().item(), "tokens": float(batch.layout.attention_mask.sum())}
+        sums |= {"pairs": weights.sum().item(), "tokens": float(batch.layout.num_tokens)}
         return (weights * losses).sum(), sums, token_logps
 
     def _reduce(self, sums: Counter[str]) -> tuple[Metrics, float]:
@@ -175,6 +185,6 @@ class Worker:
 
 def clear(out: Path) -> None:
     """Training starts at step 0: what an earlier, killed run left is not this run's."""
-    for name in ("checkpoint", "policy"):
+    for name in ("checkpoint", "policy", "adapter"):
         shutil.rmtree(out / name, ignore_errors=True)
     (out / "metrics.jsonl").unlink(missing_ok=True)

@@ -80,7 +80,7 @@ def parts_of(folder: Path) -> dict[str, int]:
 def test_a_killed_driver_loses_nothing_of_score(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> None:
     project = make_project(tmp_path, tiny_model, num_triples=400)
     content = yaml.safe_load(project.cluster.read_text())
-    content |= {"address": ray_cluster, "score": {"pairs_per_batch": 1}}
+    content |= {"address": ray_cluster, "score": {"max_tokens_per_batch": 1}}
     project.cluster.write_text(yaml.safe_dump(content))
     until_score = (*options(project), "--until", "score", "--set", "shard.num_parts=40")
     raydpo("run", *until_score[:3], "--only", "shard", *until_score[5:])

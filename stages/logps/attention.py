@@ -1,0 +1,139 @@
+"""Attention over the stretches of a packed row, as a transformers attention function: models use it unchanged.
+
+Each stretch is a causal attention of its queries over its context, which ends with them: what the model itself would
+compute on the two sequences of the pair. A sliding window is a distance within the context, and a soft cap acts on
+scores, so both are expressed exactly.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedConfig
+
+from stages.logps.layout import Stretches
+
+NAME = "raydpo_stretches"
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def why_not(model_class: type, config: PreTrainedConfig) -> str | None:
+    """Why this model's attention cannot be computed over stretches; None where it can."""
+    if not getattr(model_class, "_supports_attention_backend", False):
+        return "its attention is not reached by transformers' attention interface"
+    if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", "") == "alibi":
+        return "it adds position biases to scores (ALiBi)"
+    if other := set(getattr(config, "layer_types", None) or []) - _KNOWN_LAYERS:
+        return f"it has layers of type {', '.join(sorted(other))}"
+    return None
+
+
+@torch.compiler.disable  # a loop over lengths that change each batch: nothing in it for a compiler to fuse
+def stretch_attention(
+    module: nn.Module,  # noqa: ARG001
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001
+    *,
+    stretches: Stretches,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """query [1, heads, T, D], key and value [1, kv_heads, T, D] -> ([1, T, heads, D], None).
+
+    Raises NotImplementedError where the model asks for what this does not compute (sinks, biases, dropout).
+    """
+    if dropout or any(others.get(name) is not None for name in ("s_aux", "position_bias", "alibi", "head_mask")):
+        raise NotImplementedError("attention sinks, position biases, head masks and dropout are not supported")
+    # [T, heads, D]: a token's keys and values lie together and are gathered as one piece
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    key, value = key.index_select(0, stretches.context), value.index_select(0, stretches.context)
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and softcap is None:
+        output = _varlen(query, key, value, stretches, scaling, sliding_window)
+    else:
+        output = _one_by_one(query, key, value, stretches, scaling, sliding_window, softcap)
+    return output[None], None
+
+
+AttentionInterface.register(NAME, stretch_attention)
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    stretches: Stretches,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """One flash attention call; its causal mask is aligned to the end of the context, as ours is."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    output = varlen_attn(
+        query, key, value, stretches.length_ends, stretches.context_ends, max(stretches.lengths),
+        max(stretches.contexts), scale=scaling, window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    assert isinstance(output, torch.Tensor)
+    return output
+
+
+def _one_by_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    stretches: Stretches,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """A call a stretch: nothing is computed that a mask would throw away, but for the corner of each stretch."""
+    outputs = []
+    pieces = zip(
+        query.split(stretches.lengths), key.split(stretches.contexts), value.split(stretches.contexts), strict=True
+    )
+    for queries, keys, values in pieces:
+        q, k, v = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
+        if softcap is not None:
+            output = _soft_capped(q, k, v, _mask(stretches, q, k, window), scaling, softcap)
+        else:
+            whole = len(queries) == len(keys) and (window is None or window >= len(keys))
+            mask = None if whole else _mask(stretches, q, k, window)
+            output = scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=whole, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        outputs.append(output[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def _mask(stretches: Stretches, query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
+    """[queries, keys], 0 where a query may look and -inf elsewhere; the last query stands at the last key."""
+    queries, keys = query.shape[2], key.shape[2]
+    wanted = (queries, keys, window, query.dtype)
+    if wanted not in stretches.masks:
+        positions = torch.arange(keys, device=query.device)
+        distance = positions[-queries:, None] - positions
+        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+        stretches.masks[wanted] = torch.zeros_like(hidden, dtype=query.dtype).masked_fill_(hidden, -torch.inf)
+    return stretches.masks[wanted]
+
+
+def _soft_capped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    softcap: float,
+) -> torch.Tensor:
+    """Gemma 2: scores pass through softcap * tanh(scores / softcap); fused kernels for this need CUDA."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / softcap) * softcap + mask
+    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value

@@ -1,0 +1,40 @@
+"""Activation checkpointing and compilation, applied to each decoder layer from outside, before FSDP."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from stages.logps.model import PairLogprobs
+from stages.train.config import TrainResources
+
+aten = torch.ops.aten
+# Dear to compute, and no larger than what is recomputed from them.
+_KEPT = {
+    aten.mm.default,
+    aten.addmm.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+}
+
+
+def prepare_layers(model: PairLogprobs, resources: TrainResources) -> None:
+    """Change the model in place as `resources` say; it computes the same."""
+    context_fn: dict[str, Any] = {}
+    if resources.activation_checkpointing == "selective":
+        context_fn["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_matmuls)
+    for number, layer in enumerate(model.layers):
+        if resources.activation_checkpointing != "none":
+            layer = checkpoint_wrapper(layer, preserve_rng_state=False, **context_fn)  # no dropout: nothing random
+            model.layers[number] = layer
+        if resources.compile:
+            layer.compile(dynamic=True)
+
+
+def _keep_matmuls(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    kept = operator in _KEPT or "varlen" in str(operator)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
