@@ -1,8 +1,10 @@
 """Column names and Parquet schemas of every artifact. The names are TRL's where TRL has one."""
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -49,6 +51,12 @@ def validate(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
         if table[name].null_count:
             raise ContractError(f"{where} has {table[name].null_count} nulls in column {name}; none is allowed")
     return table
+
+
+def logprobs_table(pair_ids: pa.ChunkedArray, token_logps: Sequence[Sequence[float]]) -> pa.Table:
+    """Per-token log-probs of 2B completions, in the order chosen, rejected, chosen, .. -> B rows of LOGPROBS."""
+    sums = [float(np.sum(values, dtype=np.float64)) for values in token_logps]
+    return pa.table([pair_ids, sums[0::2], sums[1::2], token_logps[0::2], token_logps[1::2]], schema=LOGPROBS)
 
 
 def write_part(table: pa.Table, path: Path) -> None:

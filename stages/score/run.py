@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -97,12 +96,7 @@ class PartScorer:
         part = batch["part"][0].as_py()
         table = self.pairs.read(part)
         logps = self.scorer.token_logps(table) if len(table) else []
-        scored = _to_table(table["pair_id"], logps)
+        scored = schema.logprobs_table(table["pair_id"], logps)
         check_covers(scored, table, f"the log-probs just scored for {part}")
         schema.write_part(scored, self.out / part)
         return pa.table({"part": [part], "pairs": [len(table)]})
-
-
-def _to_table(pair_ids: pa.ChunkedArray, logps: list[Any]) -> pa.Table:
-    sums = [float(np.sum(values, dtype=np.float64)) for values in logps]
-    return pa.table([pair_ids, sums[0::2], sums[1::2], list(logps[0::2]), list(logps[1::2])], schema=schema.LOGPROBS)

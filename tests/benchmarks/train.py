@@ -1,0 +1,297 @@
+"""Training speed and memory beside TRL's DPOTrainer, on the same pairs, model, batches and dtype, taking turns.
+
+Usage: python -m tests.benchmarks.train [--model FOLDER | --shape llama-3.2-1b] [--sets hh long] [--rounds 3]
+
+Every measurement is its own process, without Ray. TRL runs ../shared/peers/trl_dpo.py, with reference log-probs that it
+computed before; ours is the Worker of the train stage, with log-probs that the torch scorer wrote before. Both see the
+pairs in the same order. "hh": human preferences with long prompts and short answers; "long": those of the same set with
+the longest answers. FLOP/s count what the shared forward has to compute: 6 a weight and token, the head at completion
+tokens only, and attention without what its mask hides. Prints a line a measurement, then one JSON object.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct"
+DATA = ROOT.parent / "shared" / "data" / "hh_harmless-base_test.jsonl.gz"
+PEER = ROOT.parent / "shared" / "peers" / "trl_dpo.py"
+SHAPES = {  # hidden, feed-forward, layers, heads, key-value heads, tied
+    "llama-3.2-1b": (2048, 8192, 16, 32, 8, True),
+    "llama-3-8b": (4096, 14336, 32, 32, 8, False),
+}
+# Memory that was used once is kept for the next step: for a new page, a CPU waits longer than for a multiplication.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, with the tokenizer of --model")
+    parser.add_argument("--sets", nargs="+", choices=["hh", "long"], default=["hh", "long"])
+    parser.add_argument("--pairs", nargs="+", type=int, default=[48, 16], help="of each set")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=4, help="pairs of TRL's micro-batch; two make a step")
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--resources", type=json.loads, default={}, help="of ours: fields of cluster.train, as JSON")
+    parser.add_argument("--extra", type=json.loads, default={}, help="of TRL: more DPOConfig fields, as JSON")
+    parser.add_argument("--do", choices=["score", "train", "peak"], help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.do:
+        print(json.dumps({"score": score, "train": train, "peak": peak}[options.do](options)))
+        return
+    if not DATA.exists():
+        sys.exit(f"skipped: the preference pairs are not here ({DATA})")
+    with tempfile.TemporaryDirectory(prefix="bench-train-") as scratch:
+        if options.shape:
+            options.model = random_model(options, Path(scratch) / "model")
+        results = {}
+        for name, count in zip(options.sets, options.pairs, strict=False):
+            options.work = Path(scratch) / name
+            options.work.mkdir()
+            make_triples(name, count, options)
+            print(f"{name}: {count} pairs; reference scored: {run_ours('score', options)}", flush=True)
+            results[name] = compare(name, count, options)
+    print(json.dumps(results))
+
+
+def compare(name: str, count: int, options: argparse.Namespace) -> dict[str, Any]:
+    ours, theirs, peaks = [], [], []
+    for number in range(options.rounds):
+        peaks.append(run_ours("peak", options)["flops"])
+        ours.append(run_ours("train", options))
+        show(name, number, "ours", ours[-1])
+        if peer := run_peer(count, options):
+            theirs.append(peer)
+            show(name, number, "trl", peer)
+
+    def median(values: Iterator[float]) -> float:
+        return round(statistics.median(values), 4)
+
+    result = {
+        "pairs_per_s": median(each["train_pairs_per_s"] for each in ours),
+        "tokens_per_s": median(each["tokens_per_s"] for each in ours),
+        "peak_memory_gb": median(each["peak_memory_gb"] for each in ours),
+        "matmul_peak_gflops": median(flops / 1e9 for flops in peaks),
+        "peak_share": median(each["flops"] / flops for each, flops in zip(ours, peaks, strict=True)),
+    }
+    if theirs:
+        both = list(zip(ours, theirs, strict=True))
+        result |= {
+            "speedup": median(mine["train_pairs_per_s"] / peer["train_pairs_per_s"] for mine, peer in both),
+            "memory_ratio": median(mine["peak_memory_gb"] / peer["peak_memory_gb"] for mine, peer in both),
+            "loss_difference": max(
+                abs(a - b) for mine, peer in both for a, b in zip(mine["losses"], peer["losses"], strict=True)
+            ),
+        }
+    return result
+
+
+def show(name: str, number: int, system: str, measured: dict[str, Any]) -> None:
+    rest = "".join(f", {measured[key]:.4g} {unit}" for key, unit in (("gflops", "GFLOP/s"),) if key in measured)
+    print(
+        f"{name}, round {number + 1}, {system:4}: {measured['train_pairs_per_s']:.3f} pairs/s, "
+        f"{measured['peak_memory_gb']:.2f} GB{rest}, losses {[round(loss, 5) for loss in measured['losses']]}",
+        flush=True,
+    )
+
+
+def run_ours(what: str, options: argparse.Namespace) -> dict[str, Any]:
+    given = ("model", "batch", "dtype", "lr", "work", "max_length")
+    arguments = [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in given]
+    command = [sys.executable, "-m", "tests.benchmarks.train", "--do", what, *arguments]
+    command.append(f"--resources={json.dumps(options.resources)}")
+    return last_line(command, os.environ | KEEP_MEMORY)
+
+
+def run_peer(count: int, options: argparse.Namespace) -> dict[str, Any] | None:
+    if not PEER.exists():
+        print(f"TRL is left out: its script is not here ({PEER})")
+        return None
+    same = {"learning_rate": options.lr, "train_sampling_strategy": "sequential", "lr_scheduler_type": "linear"}
+    command = [sys.executable, str(PEER), str(options.model), str(options.work / "triples.jsonl")]
+    command += ["--pairs", str(count), "--max-length", str(options.max_length), "--batch", str(options.batch)]
+    command += ["--accumulate", "2", "--dtype", options.dtype, "--extra", json.dumps(same | options.extra)]
+    return last_line(command, os.environ | {"HF_HUB_OFFLINE": "1"})
+
+
+def last_line(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def make_triples(name: str, count: int, options: argparse.Namespace) -> None:
+    """Write the pairs' artifact, one part, and the same triples as text for TRL in the order of our steps."""
+    import pyarrow as pa
+
+    from stages import schema
+    from stages.shard.config import Columns, ShardConfig
+    from stages.shard.tokenization import Rejected, load_tokenizer, tokenize
+    from stages.shard.triple import Malformed, parse
+    from stages.train.batches import batch_at
+
+    tokenizer = load_tokenizer(str(options.model))
+    config = ShardConfig(source="-", tokenizer="-", max_length=options.max_length, truncation="drop")
+    found = []
+    with gzip.open(DATA, "rt", encoding="utf-8") as lines:
+        for row, line in enumerate(lines):
+            try:
+                triple = parse(line, "hh", Columns())
+                found.append((row, triple, tokenize(triple, tokenizer, config)))
+            except (Malformed, Rejected):
+                continue
+    if name == "long":
+        found.sort(key=lambda each: -min(len(each[2].chosen_ids), len(each[2].rejected_ids)))
+    found = found[:count]
+    rows = [
+        {
+            "pair_id": pair.pair_id,
+            "split": "train",
+            "prompt_ids": pair.prompt_ids,
+            "chosen_ids": pair.chosen_ids,
+            "rejected_ids": pair.rejected_ids,
+            "source": DATA.name,
+            "source_row": row,
+        }
+        for row, _, pair in found
+    ]
+    schema.write_part(pa.Table.from_pylist(rows, schema=schema.PAIRS), options.work / "pairs" / "part-00000.parquet")
+    global_batch = 2 * options.batch
+    order = np.concatenate([batch_at(step, 0, count, global_batch) for step in range(1, count // global_batch + 1)])
+    with (options.work / "triples.jsonl").open("w") as lines:
+        for i in order:
+            lines.write(json.dumps(vars(found[i][1])) + "\n")
+
+
+def random_model(options: argparse.Namespace, folder: Path) -> Path:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    hidden, inner, layers, heads, kv_heads, tied = SHAPES[options.shape]
+    config = LlamaConfig(
+        vocab_size=128256, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=tied, rope_theta=500000.0,
+        max_position_embeddings=8192, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(options.model).save_pretrained(folder)
+    return folder
+
+
+def peak(_options: argparse.Namespace) -> dict[str, float]:
+    """The best of some large matrix products."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, dtype=getattr(torch, _options.dtype), device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(12):
+        began = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = min(best, time.perf_counter() - began)
+    return {"flops": 2 * size**3 / best}
+
+
+def score(options: argparse.Namespace) -> dict[str, float]:
+    import pyarrow as pa
+
+    from stages import schema
+    from stages.artifacts import PreferencePairs
+    from stages.score.config import ScoreConfig, ScoreResources
+    from stages.score.torch_scorer import TorchScorer
+
+    pairs = PreferencePairs(options.work / "pairs")
+    config = ScoreConfig(model=str(options.model), backend="torch", dtype=options.dtype)
+    scorer = TorchScorer(config, ScoreResources(gpus_per_actor=on_gpu()), options.max_length)
+    began = time.perf_counter()
+    table: pa.Table = pairs.read(pairs.parts[0])
+    schema.write_part(
+        schema.logprobs_table(table["pair_id"], scorer.token_logps(table)), options.work / "logprobs" / pairs.parts[0]
+    )
+    return {"seconds": round(time.perf_counter() - began, 2)}
+
+
+def train(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    import torch.distributed as dist
+
+    from stages.artifacts import PreferencePairs, ReferenceLogprobs
+    from stages.train.config import TrainConfig, TrainResources
+    from stages.train.worker import Job, Worker
+
+    dist.init_process_group(
+        "nccl" if on_gpu() else "gloo", store=None if "RANK" in os.environ else dist.HashStore(),
+        rank=int(os.environ.get("RANK", 0)), world_size=int(os.environ.get("WORLD_SIZE", 1)),
+    )  # fmt: skip
+    config = TrainConfig(
+        policy=str(options.model), dtype=options.dtype, global_batch=2 * options.batch, lr=options.lr,
+        schedule="linear", warmup_fraction=0.0, ref_tolerance=0.01 if options.dtype == "float32" else 1.0,
+    )  # fmt: skip
+    resources = {"cpus_per_worker": os.cpu_count(), "gpus_per_worker": on_gpu(), "max_tokens_per_microbatch": 1024}
+    out = options.work / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    pairs, logprobs = PreferencePairs(options.work / "pairs"), ReferenceLogprobs(options.work / "logprobs")
+    job = Job(config, TrainResources(**resources | options.resources), pairs, logprobs, out, options.max_length)
+    worker = Worker(job)
+    steps = len(worker.pairs) // config.global_batch
+    began = time.perf_counter()
+    metrics = [worker.step(step, steps) for step in range(1, steps + 1)]
+    seconds = time.perf_counter() - began
+    tokens, flops = work_of(worker)
+    dist.destroy_process_group()
+    gpu_peak = torch.cuda.max_memory_allocated() if on_gpu() else 0
+    return {
+        "train_pairs_per_s": len(worker.pairs) / seconds,
+        "first_step_s": config.global_batch / metrics[0]["pairs_per_second"],
+        "tokens_per_s": tokens / seconds,
+        "flops": flops / seconds,
+        "gflops": flops / seconds / 1e9,
+        "peak_memory_gb": gpu_peak / 1e9 or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "losses": [line["loss"] for line in metrics],
+    }
+
+
+def work_of(worker: Any) -> tuple[int, float]:
+    """Tokens, and floating-point operations forward and backward, of all pairs once."""
+    layout = worker.pairs.batch(np.arange(len(worker.pairs)), worker.model, worker.device).layout
+    config, head = worker.model.causal_lm.config, worker.model.head
+    body = sum(weight.numel() for layer in worker.model.layers for weight in layer.parameters() if weight.ndim == 2)
+    seen = sum(
+        q * k - q * (q - 1) // 2 for q, k in zip(layout.stretches.lengths, layout.stretches.contexts, strict=True)
+    )
+    attention = 2 * seen * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+    per_pass = body * layout.num_tokens + head.weight.numel() * len(layout.targets) + attention
+    return layout.num_tokens, 6.0 * per_pass
+
+
+def on_gpu() -> int:
+    import torch
+
+    return int(torch.cuda.is_available())
+
+
+if __name__ == "__main__":
+    main()
