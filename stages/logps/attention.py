@@ -50,14 +50,9 @@ def stretch_attention(
     """
     if dropout or any(others.get(name) is not None for name in ("s_aux", "position_bias", "alibi", "head_mask")):
         raise NotImplementedError("attention sinks, position biases, head masks and dropout are not supported")
-    # [T, heads, D]: a token's keys and values lie together and are gathered as one piece
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    key, value = key.index_select(0, stretches.context), value.index_select(0, stretches.context)
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and softcap is None:
-        output = _varlen(query, key, value, stretches, scaling, sliding_window)
-    else:
-        output = _one_by_one(query, key, value, stretches, scaling, sliding_window, softcap)
-    return output[None], None
+        return _varlen(query, key, value, stretches, scaling, sliding_window), None
+    return _one_by_one(query, key, value, stretches, scaling, sliding_window, softcap), None
 
 
 AttentionInterface.register(NAME, stretch_attention)
@@ -74,13 +69,15 @@ def _varlen(
     """One flash attention call; its causal mask is aligned to the end of the context, as ours is."""
     from torch.nn.attention.varlen import varlen_attn
 
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
     output = varlen_attn(
-        query, key, value, stretches.length_ends, stretches.context_ends, max(stretches.lengths),
-        max(stretches.contexts), scale=scaling, window_size=(-1 if window is None else window - 1, 0),
+        query, key.index_select(0, stretches.context), value.index_select(0, stretches.context),
+        stretches.length_ends, stretches.context_ends, max(stretches.lengths), max(stretches.contexts),
+        scale=scaling, window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     assert isinstance(output, torch.Tensor)
-    return output
+    return output[None]
 
 
 def _one_by_one(
@@ -93,22 +90,22 @@ def _one_by_one(
     softcap: float | None,
 ) -> torch.Tensor:
     """A call a stretch: nothing is computed that a mask would throw away, but for the corner of each stretch."""
+    queries, keys, values = (tensor.split(stretches.lengths, dim=2) for tensor in (query, key, value))
     outputs = []
-    pieces = zip(
-        query.split(stretches.lengths), key.split(stretches.contexts), value.split(stretches.contexts), strict=True
-    )
-    for queries, keys, values in pieces:
-        q, k, v = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
+    for i, other in enumerate(stretches.before):
+        q, k, v = queries[i], keys[i], values[i]
+        if other is not None:
+            k, v = torch.cat([keys[other], k], 2), torch.cat([values[other], v], 2)
         if softcap is not None:
             output = _soft_capped(q, k, v, _mask(stretches, q, k, window), scaling, softcap)
         else:
-            whole = len(queries) == len(keys) and (window is None or window >= len(keys))
+            whole = other is None and (window is None or window >= k.shape[2])
             mask = None if whole else _mask(stretches, q, k, window)
             output = scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=whole, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
             )
-        outputs.append(output[0].transpose(0, 1))
-    return torch.cat(outputs)
+        outputs.append(output.transpose(1, 2))
+    return torch.cat(outputs, 1)
 
 
 def _mask(stretches: Stretches, query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:

@@ -12,13 +12,14 @@ Ids = Sequence[int]
 
 @dataclass(frozen=True)
 class Stretches:
-    """A row of T tokens cut into stretches; the tokens of one attend, causally, to its context, which ends with itself.
+    """A row of T tokens cut into stretches; one attends, causally, to its context: a stretch before it, and itself.
 
     A pair has up to three: its trunk (the prompt, and what the completions have in common at their start), the rest of
     chosen and the rest of rejected. The context of each of the two is the trunk and itself.
     """
 
     lengths: tuple[int, ...]  # of the stretches, in the order of the row
+    before: tuple[int | None, ...]  # the stretch that each one's context starts with, by its number
     contexts: tuple[int, ...]  # lengths of their contexts
     context: torch.Tensor  # [sum of contexts] int64, positions in the row, stretch after stretch
     length_ends: torch.Tensor  # [stretches + 1] int32, cumulative, from 0: what variable-length kernels want
@@ -26,10 +27,11 @@ class Stretches:
     masks: dict[Any, torch.Tensor] = field(default_factory=dict)  # made by attention on first use, shared by all layers
 
     @classmethod
-    def of(cls, lengths: Sequence[int], contexts: Sequence[Sequence[int]]) -> "Stretches":
+    def of(cls, lengths: Sequence[int], before: Sequence[int | None]) -> "Stretches":
+        own = torch.arange(sum(lengths)).split(list(lengths))
+        contexts = [own[i] if other is None else torch.cat([own[other], own[i]]) for i, other in enumerate(before)]
         sizes = [len(context) for context in contexts]
-        context = torch.tensor([position for context in contexts for position in context])
-        return cls(tuple(lengths), tuple(sizes), context, _ends(lengths), _ends(sizes))
+        return cls(tuple(lengths), tuple(before), tuple(sizes), torch.cat(contexts), _ends(lengths), _ends(sizes))
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,17 @@ def pack(pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:
     ids: list[int] = []
     positions: list[int] = []
     lengths: list[int] = []
-    contexts: list[list[int]] = []
+    before: list[int | None] = []
     places: list[list[int]] = []  # of each of the 2B input sequences, where its tokens stand in the row
     for prompt, chosen, rejected in pairs:
         inputs = [[*prompt, *side[:-1]] for side in (chosen, rejected)]
         shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(*inputs, strict=False)))
         trunk = list(range(len(ids), len(ids) + shared))
-        ends = [trunk]
+        number = None  # of the trunk's stretch
+        if trunk:
+            number = len(lengths)
+            lengths.append(shared)
+            before.append(None)
         ids += inputs[0][:shared]
         positions += range(shared)
         for sequence in inputs:
@@ -86,15 +92,13 @@ def pack(pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:
             ids += sequence[shared:]
             positions += range(shared, len(sequence))
             places.append(trunk + branch)
-            ends.append(branch)
-        for stretch, context in zip(ends, (trunk, *places[-2:]), strict=True):
-            if stretch:
-                lengths.append(len(stretch))
-                contexts.append(context)
+            if branch:
+                lengths.append(len(branch))
+                before.append(number)
     if not ids:  # only empty prompts and completions of one token: a model wants a token all the same
-        ids, positions, lengths, contexts = [0], [0], [1], [[0]]
+        ids, positions, lengths, before = [0], [0], [1], [None]
     targets = _targets(pairs, places)
-    row, stretches = torch.tensor([positions]), Stretches.of(lengths, contexts)
+    row, stretches = torch.tensor([positions]), Stretches.of(lengths, before)
     return Layout(torch.tensor([ids]), *targets, len(pairs), len(ids), position_ids=row, stretches=stretches)
 
 
