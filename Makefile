@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: demo test check lint bench-memory clean
+.PHONY: demo test check lint bench-train bench-memory clean
 
 demo: .venv/.runtime $(MODEL)  ## install, then run the three stages on the embedded triples
 	$(BIN)/raydpo run configs/recipes/demo.yaml
@@ -17,6 +17,9 @@ lint: .venv/.dev  ## the fast part of `make check`
 	$(BIN)/lint-imports
 
 check: lint test
+
+bench-train: .venv/.dev $(MODEL)  ## training speed and memory beside TRL's
+	$(BIN)/python -m tests.benchmarks.train
 
 bench-memory: .venv/.dev $(MODEL)  ## peak memory of training, with and without a reference model beside it
 	$(BIN)/python -m tests.benchmarks.memory

@@ -6,7 +6,8 @@ Every measurement is its own process, without Ray. TRL runs ../shared/peers/trl_
 computed before; ours is the Worker of the train stage, with log-probs that the torch scorer wrote before. Both see the
 pairs in the same order. "hh": human preferences with long prompts and short answers; "long": those of the same set with
 the longest answers. FLOP/s count what the shared forward has to compute: 6 a weight and token, the head at completion
-tokens only, and attention without what its mask hides. Prints a line a measurement, then one JSON object.
+tokens only, and attention without what its mask hides.
+Speed counts every step from the first; the share of the matmul peak is that of the median step, when memory is warm. Prints a line a measurement, then one JSON object.
 """
 
 import argparse
@@ -90,7 +91,7 @@ def compare(name: str, count: int, options: argparse.Namespace) -> dict[str, Any
         "tokens_per_s": median(each["tokens_per_s"] for each in ours),
         "peak_memory_gb": median(each["peak_memory_gb"] for each in ours),
         "matmul_peak_gflops": median(flops / 1e9 for flops in peaks),
-        "peak_share": median(each["flops"] / flops for each, flops in zip(ours, peaks, strict=True)),
+        "peak_share": median(each["step_flops"] / flops for each, flops in zip(ours, peaks, strict=True)),
     }
     if theirs:
         both = list(zip(ours, theirs, strict=True))
@@ -105,7 +106,7 @@ def compare(name: str, count: int, options: argparse.Namespace) -> dict[str, Any
 
 
 def show(name: str, number: int, system: str, measured: dict[str, Any]) -> None:
-    rest = "".join(f", {measured[key]:.4g} {unit}" for key, unit in (("gflops", "GFLOP/s"),) if key in measured)
+    rest = f", steps of {measured['step_seconds']} s" if "step_seconds" in measured else ""
     print(
         f"{name}, round {number + 1}, {system:4}: {measured['train_pairs_per_s']:.3f} pairs/s, "
         f"{measured['peak_memory_gb']:.2f} GB{rest}, losses {[round(loss, 5) for loss in measured['losses']]}",
@@ -238,6 +239,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     import torch.distributed as dist
 
     from stages.artifacts import PreferencePairs, ReferenceLogprobs
+    from stages.train.batches import batch_at
     from stages.train.config import TrainConfig, TrainResources
     from stages.train.worker import Job, Worker
 
@@ -260,23 +262,24 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     metrics = [worker.step(step, steps) for step in range(1, steps + 1)]
     seconds = time.perf_counter() - began
-    tokens, flops = work_of(worker)
+    batches = [batch_at(step, config.seed, len(worker.pairs), config.global_batch) for step in range(1, steps + 1)]
+    tokens, flops = np.array([work_of(worker, rows) for rows in batches]).T
+    step_seconds = config.global_batch / np.array([line["pairs_per_second"] for line in metrics])
     dist.destroy_process_group()
     gpu_peak = torch.cuda.max_memory_allocated() if on_gpu() else 0
     return {
         "train_pairs_per_s": len(worker.pairs) / seconds,
-        "first_step_s": config.global_batch / metrics[0]["pairs_per_second"],
-        "tokens_per_s": tokens / seconds,
-        "flops": flops / seconds,
-        "gflops": flops / seconds / 1e9,
+        "tokens_per_s": tokens.sum() / seconds,
+        "step_seconds": step_seconds.round(2).tolist(),
+        "step_flops": float(np.median(flops / step_seconds)),
         "peak_memory_gb": gpu_peak / 1e9 or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "losses": [line["loss"] for line in metrics],
     }
 
 
-def work_of(worker: Any) -> tuple[int, float]:
-    """Tokens, and floating-point operations forward and backward, of all pairs once."""
-    layout = worker.pairs.batch(np.arange(len(worker.pairs)), worker.model, worker.device).layout
+def work_of(worker: Any, rows: np.ndarray) -> tuple[int, float]:
+    """Tokens, and floating-point operations forward and backward, of some pairs."""
+    layout = worker.pairs.batch(rows, worker.model, worker.device).layout
     config, head = worker.model.causal_lm.config, worker.model.head
     body = sum(weight.numel() for layer in worker.model.layers for weight in layer.parameters() if weight.ndim == 2)
     seen = sum(
