@@ -21,7 +21,7 @@ check: lint test
 bench-train: .venv/.dev $(MODEL)  ## training speed and memory beside TRL's
 	$(BIN)/python -m tests.benchmarks.train
 
-bench-memory: .venv/.dev $(MODEL)  ## peak memory of training, with and without a reference model beside it
+bench-memory: .venv/.dev  ## peak memory of a training step against vocabulary, length and pairs
 	$(BIN)/python -m tests.benchmarks.memory
 
 # torch first and by itself, with its own needs; then everything else exactly as locked.

@@ -115,7 +115,10 @@ class ReferenceLogprobs:
 
 @dataclass(frozen=True)
 class PolicyCheckpoint:
-    """Output of `train`: `policy/` (Hugging Face), `checkpoint/` (torch.distributed.checkpoint), `metrics.jsonl`."""
+    """Output of `train`: `policy/` (Hugging Face), `checkpoint/` (torch.distributed.checkpoint), `metrics.jsonl`.
+
+    With LoRA, `adapter/` (peft), and `policy/` only where the recipe asks for the merged model.
+    """
 
     folder: Path
 
@@ -125,7 +128,9 @@ class PolicyCheckpoint:
 
     @property
     def policy(self) -> Path:
-        return self.folder / "policy"
+        """The exported model, or its adapter where only that was exported."""
+        merged = self.folder / "policy"
+        return merged if merged.is_dir() else self.folder / "adapter"
 
     @property
     def metrics(self) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +54,7 @@ def validate(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     return table
 
 
-def logprobs_table(pair_ids: pa.ChunkedArray, token_logps: Sequence[Sequence[float]]) -> pa.Table:
+def logprobs_table(pair_ids: pa.ChunkedArray, token_logps: Sequence[Any]) -> pa.Table:
     """Per-token log-probs of 2B completions, in the order chosen, rejected, chosen, .. -> B rows of LOGPROBS."""
     sums = [float(np.sum(values, dtype=np.float64)) for values in token_logps]
     return pa.table([pair_ids, sums[0::2], sums[1::2], token_logps[0::2], token_logps[1::2]], schema=LOGPROBS)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -200,6 +201,17 @@ def test_the_kernels_of_a_gpu_agree(architecture: str) -> None:
         torch.testing.assert_close(fast(layout.to("cuda")).cpu(), exact(layout), atol=0.1, rtol=0.02)
 
 
-def test_a_model_too_short_is_refused(tiny_model: object) -> None:
+def test_a_model_too_short_is_refused(tiny_model: Path) -> None:
     with pytest.raises(RecipeError, match=r"takes at most 256 tokens .* up to 300.*shard\.max_length to 256"):
         load(str(tiny_model), "float32", 300)
+
+
+def test_frequencies_that_depend_on_neighbours_are_refused(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    config = Phi3Config(**GROUPED, rope_parameters=rope, original_max_position_embeddings=32)
+    make(config).save_pretrained(tmp_path)
+    assert load(str(tmp_path), "float32", 32).shares_prompts
+    with pytest.raises(
+        RecipeError, match=r"LongRoPE.* more than 32 tokens.*up to 40 tokens\. Set shard\.max_length to 32"
+    ):
+        load(str(tmp_path), "float32", 40)

@@ -89,7 +89,11 @@ def _one_by_one(
     window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """A call a stretch: nothing is computed that a mask would throw away, but for the corner of each stretch."""
+    """A call a stretch: nothing is computed that a mask would throw away, but for the corner of each stretch.
+
+    Key and value heads are repeated first: on a CPU, the kernel's backward pass shares work between threads by them.
+    """
+    key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1) for tensor in (key, value))
     queries, keys, values = (tensor.split(stretches.lengths, dim=2) for tensor in (query, key, value))
     outputs = []
     for i, other in enumerate(stretches.before):
@@ -101,9 +105,7 @@ def _one_by_one(
         else:
             whole = other is None and (window is None or window >= k.shape[2])
             mask = None if whole else _mask(stretches, q, k, window)
-            output = scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=whole, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-            )
+            output = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=whole, scale=scaling)
         outputs.append(output.transpose(1, 2))
     return torch.cat(outputs, 1)
 
@@ -129,8 +131,6 @@ def _soft_capped(
     softcap: float,
 ) -> torch.Tensor:
     """Gemma 2: scores pass through softcap * tanh(scores / softcap); fused kernels for this need CUDA."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = torch.tanh(scores / softcap) * softcap + mask
     return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value

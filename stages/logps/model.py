@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from stages.errors import RecipeError
 from stages.logps import attention
@@ -67,6 +67,7 @@ def load(name: str, dtype: str, longest: int) -> PairLogprobs:
     check_fits(name, longest)
     folder, revision = split_revision(name)
     causal_lm = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=getattr(torch, dtype))
+    _check_rotary(causal_lm.config, name, longest)
     return wrap(cast(PreTrainedModel, causal_lm), name)
 
 
@@ -108,6 +109,18 @@ def check_fits(name: str, longest: int) -> None:
         raise RecipeError(
             f"{name} takes at most {limit} tokens (its config.json), but sequences have up to {longest}. "
             f"Set shard.max_length to {limit} or less, or use a model with a longer context"
+        )
+
+
+def _check_rotary(config: PreTrainedConfig, name: str, longest: int) -> None:
+    """LongRoPE has two sets of frequencies, and takes one for all sequences that are computed together."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    limit = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    if limit is not None and longest > limit:
+        raise RecipeError(
+            f"{name} changes its rotary frequencies (LongRoPE) where a sequence has more than {limit} tokens, for all "
+            f"that are computed with it, so a pair's log-probs would depend on its neighbours; yours have up to "
+            f"{longest} tokens. Set shard.max_length to {limit} or less"
         )
 
 

@@ -23,9 +23,13 @@ def _options(model: PairLogprobs) -> StateDictOptions:
     return StateDictOptions(ignore_frozen_params=any(not weight.requires_grad for weight in model.parameters()))
 
 
-def save_checkpoint(folder: Path, model: PairLogprobs, optimizer: torch.optim.Optimizer, step: int) -> None:
+def save_checkpoint(
+    folder: Path, model: PairLogprobs, optimizer: torch.optim.Optimizer, step: int, config: TrainConfig
+) -> None:
     """Model, optimizer and step, each rank its shard. Called by all ranks."""
     model_state, optimizer_state = get_state_dict(model, optimizer, options=_options(model))
+    if config.lora is not None:  # a frozen head that is tied to the embedding stays in the state
+        model_state = {name: weight for name, weight in model_state.items() if "lora_" in name}
     dcp.save({"model": model_state, "optimizer": optimizer_state, "step": step}, checkpoint_id=folder)
 
 

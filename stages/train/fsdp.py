@@ -26,7 +26,7 @@ def shard_model(model: PairLogprobs, mesh: DeviceMesh, dtype: str, cpu_offload: 
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,  # the inputs are token ids
     )
-    offload = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy()
 
     def shard(module: nn.Module) -> None:
         fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload)

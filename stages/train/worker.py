@@ -74,13 +74,14 @@ class Worker:
         return model
 
     def run(self) -> None:
-        total = num_steps(len(self.pairs), self.config)
+        config = self.config
+        total = num_steps(len(self.pairs), config)
         self._log({"step": 0} | self.evaluate())
         for step in range(1, total + 1):
             self._log({"step": step} | self.step(step, total))
         self._log({"step": total} | self.evaluate())
-        save_checkpoint(self.job.out / "checkpoint", self.model, self.optimizer, total)
-        export_policy(self.job.out / "policy", self.model, self.config)
+        save_checkpoint(self.job.out / "checkpoint", self.model, self.optimizer, total, config)
+        export_policy(self.job.out / "policy", self.model, config)
 
     def step(self, step: int, total: int) -> Metrics:
         """One optimizer step on the pairs of `batch_at(step)`; its metrics are means over them."""

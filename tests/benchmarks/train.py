@@ -6,8 +6,8 @@ Every measurement is its own process, without Ray. TRL runs ../shared/peers/trl_
 computed before; ours is the Worker of the train stage, with log-probs that the torch scorer wrote before. Both see the
 pairs in the same order. "hh": human preferences with long prompts and short answers; "long": those of the same set with
 the longest answers. FLOP/s count what the shared forward has to compute: 6 a weight and token, the head at completion
-tokens only, and attention without what its mask hides.
-Speed counts every step from the first; the share of the matmul peak is that of the median step, when memory is warm. Prints a line a measurement, then one JSON object.
+tokens only, and attention without what its mask hides. Speed counts every step from the first; the share of the matmul
+peak is that of the median step, when memory is warm. Prints a line a measurement, then one JSON object.
 """
 
 import argparse
@@ -35,6 +35,7 @@ SHAPES = {  # hidden, feed-forward, layers, heads, key-value heads, tied
     "llama-3.2-1b": (2048, 8192, 16, 32, 8, True),
     "llama-3-8b": (4096, 14336, 32, 32, 8, False),
 }
+RESOURCES = {"compile": True, "max_tokens_per_microbatch": 1536}
 # Memory that was used once is kept for the next step: for a new page, a CPU waits longer than for a multiplication.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
 
@@ -50,7 +51,9 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--lr", type=float, default=1e-5)
-    parser.add_argument("--resources", type=json.loads, default={}, help="of ours: fields of cluster.train, as JSON")
+    parser.add_argument(
+        "--resources", type=json.loads, default=RESOURCES, help="of ours: fields of cluster.train, as JSON"
+    )
     parser.add_argument("--extra", type=json.loads, default={}, help="of TRL: more DPOConfig fields, as JSON")
     parser.add_argument("--do", choices=["score", "train", "peak"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)

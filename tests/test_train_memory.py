@@ -1,0 +1,181 @@
+"""What trades memory for time or workers changes nothing; adapters train what they say. Most of it in this process."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from conftest import Project
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
+
+from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
+from stages.errors import RecipeError
+from stages.train.config import Lora, TrainConfig, TrainResources
+from stages.train.run import train
+from stages.train.worker import Job, Worker
+
+STEPS = 3
+Result = tuple[list[dict[str, float]], dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def inputs(trained: Project) -> tuple[PreferencePairs, ReferenceLogprobs]:
+    steps = trained.plan()
+    return PreferencePairs(steps["shard"].folder), ReferenceLogprobs(steps["score"].folder)
+
+
+@pytest.fixture(scope="module")
+def untied_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Embedding and head are two weights, each a unit of its own under FSDP."""
+    folder = tmp_path_factory.mktemp("untied")
+    torch.manual_seed(1)
+    config = Qwen3Config(
+        vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, max_position_embeddings=256, tie_word_embeddings=False,
+        initializer_range=0.2, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of this process by itself."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def config_of(policy: Path, **fields: object) -> TrainConfig:
+    """Another model than the reference may be trained on its log-probs; here that saves a score stage."""
+    shape = {"global_batch": 5, "max_steps": STEPS, "lr": 1e-3, "starts_at_reference": False}
+    return TrainConfig(policy=str(policy), **shape | fields)
+
+
+def run_alone(config: TrainConfig, inputs: tuple, out: Path, **resources: object) -> Result:
+    out.mkdir(parents=True)
+    worker = Worker(Job(config, TrainResources(**resources), *inputs, out, 128))
+    metrics = [worker.step(step, STEPS) for step in range(1, STEPS + 1)]
+    return metrics, get_model_state_dict(worker.model, options=StateDictOptions(full_state_dict=True))
+
+
+def assert_same(result: Result, expected: Result) -> None:
+    for mine, theirs in zip(result[0], expected[0], strict=True):
+        for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=2e-5), name
+    assert result[1].keys() == expected[1].keys()
+    for name, weight in expected[1].items():
+        torch.testing.assert_close(result[1][name], weight, atol=5e-5, rtol=0)  # AdamW moves each by 1e-3 a step
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"max_tokens_per_microbatch": 1},
+        {"activation_checkpointing": "selective"},
+        {"activation_checkpointing": "layer"},
+        {"compile": True},
+        {"compile": True, "activation_checkpointing": "layer"},
+        {"cpu_offload": True},
+    ],
+    ids=str,
+)
+def test_memory_is_traded_for_time_alone(resources: dict, inputs: tuple, untied_model: Path, tmp_path: Path) -> None:
+    config = config_of(untied_model)
+    expected = run_alone(config, inputs, tmp_path / "plain")
+    assert_same(run_alone(config, inputs, tmp_path / "traded", **resources), expected)
+
+
+@pytest.mark.usefixtures("alone")
+def test_checkpointed_layers_keep_less(inputs: tuple, untied_model: Path, tmp_path: Path) -> None:
+    """Elements that the forward pass keeps for the backward pass."""
+    kept = {}
+    for mode in ("none", "layer"):
+        folder = tmp_path / mode
+        folder.mkdir()
+        worker = Worker(
+            Job(config_of(untied_model), TrainResources(activation_checkpointing=mode), *inputs, folder, 128)
+        )
+        batch = worker.pairs.batch(torch.arange(5).numpy(), worker.model, worker.device)
+        sizes = []
+
+        def note(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel() if tensor.requires_grad and not tensor.is_leaf else 0)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            worker.model(batch.layout)
+        kept[mode] = sum(sizes)
+    assert kept["none"] > 5 * kept["layer"] > 0
+
+
+def test_embedding_and_head_as_units_of_their_own(inputs: tuple, untied_model: Path, tmp_path: Path) -> None:
+    """Two workers under FSDP, checkpointed, against one that shards nothing."""
+    config = config_of(untied_model)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    metrics, weights = run_alone(config, inputs, tmp_path / "alone")
+    dist.destroy_process_group()
+    resources = TrainResources(workers=2, activation_checkpointing="layer", max_tokens_per_microbatch=100)
+    train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path / "two", resources=resources)
+    sharded = PolicyCheckpoint(tmp_path / "two")
+    exported = {f"causal_lm.{name}": w for name, w in load_file(sharded.policy / "model.safetensors").items()}
+    assert_same((sharded.metrics[1:-1], exported), (metrics, weights))
+
+
+def test_adapters_are_trained_and_the_base_is_not(inputs: tuple, tiny_model: Path, tmp_path: Path) -> None:
+    lora = Lora(rank=4, alpha=8, targets=["q_proj", "down_proj"], merge=True)
+    config = config_of(tiny_model, lora=lora, lr=2e-2, max_steps=6, starts_at_reference=True)
+    resources = TrainResources(workers=2)
+    train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path, resources=resources)
+    result = PolicyCheckpoint(tmp_path)
+    assert result.metrics[1]["loss"] == pytest.approx(math.log(2), abs=1e-5)  # adapters change nothing at first
+    assert result.metrics[1]["check/ref_drift"] < 1e-4
+    assert result.metrics[-2]["loss"] < 0.95 * result.metrics[1]["loss"]
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids = torch.arange(2, 40)[None]
+    with torch.no_grad():
+        before = base(ids).logits
+        adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(result.policy)(ids).logits
+    assert (adapted - before).abs().max() > 0.01
+    torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
+
+    old, new = load_file(tiny_model / "model.safetensors"), load_file(result.policy / "model.safetensors")
+    changed = {name for name, weight in old.items() if not torch.equal(weight, new[name])}
+    assert changed == {name for name in old if "q_proj" in name or "down_proj" in name}
+    saved = dcp.FileSystemReader(tmp_path / "checkpoint").read_metadata().state_dict_metadata
+    weights = [name for name in saved if name.startswith("model.")]
+    assert weights
+    assert all("lora_" in name for name in weights)
+
+
+@pytest.mark.usefixtures("alone")
+def test_adapters_go_to_all_linear_layers_but_the_head(inputs: tuple, untied_model: Path, tmp_path: Path) -> None:
+    worker = Worker(Job(config_of(untied_model, lora=Lora(rank=2)), TrainResources(), *inputs, tmp_path, 128))
+    trained = {name for name, weight in worker.model.named_parameters() if weight.requires_grad}
+    assert len(trained) == 3 * 7 * 2  # layers, projections of attention and feed-forward, A and B
+    assert not any("lm_head" in name for name in trained)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["q_proj", "query"], r"no layer is named query; there are .*down_proj.*q_proj"),
+        (["lm_head"], "must not name the head"),
+    ],
+)
+def test_adapters_on_what_is_not_there(
+    targets: list[str], message: str, inputs: tuple, untied_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        run_alone(config_of(untied_model, lora=Lora(targets=targets)), inputs, tmp_path / "out")
