@@ -2,9 +2,9 @@
 
 Usage: python -m tests.benchmarks.train [--model FOLDER | --shape llama-3.2-1b] [--sets hh long] [--rounds 3]
 
-Every measurement is its own process, without Ray. TRL runs ../shared/peers/trl_dpo.py, with reference log-probs that it
-computed before; ours is the Worker of the train stage, with log-probs that the torch scorer wrote before. Both see the
-pairs in the same order. "hh": human preferences with long prompts and short answers; "long": those of the same set with
+Every measurement is its own process, without Ray, that computes the reference log-probs first and then trains: TRL by
+../shared/peers/trl_dpo.py, ours by the torch scorer and the Worker of the train stage. Both see the pairs in the same
+order, and speed is that of training alone. "hh": human preferences with long prompts and short answers; "long": those of the same set with
 the longest answers. FLOP/s count what the shared forward has to compute: 6 a weight and token, the head at completion
 tokens only, and attention without what its mask hides. Speed counts every step from the first; the share of the matmul
 peak is that of the median step, when memory is warm. Prints a line a measurement, then one JSON object.
@@ -55,11 +55,11 @@ def main() -> None:
         "--resources", type=json.loads, default=RESOURCES, help="of ours: fields of cluster.train, as JSON"
     )
     parser.add_argument("--extra", type=json.loads, default={}, help="of TRL: more DPOConfig fields, as JSON")
-    parser.add_argument("--do", choices=["score", "train", "peak"], help=argparse.SUPPRESS)
+    parser.add_argument("--do", choices=["train", "peak"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.do:
-        print(json.dumps({"score": score, "train": train, "peak": peak}[options.do](options)))
+        print(json.dumps({"train": train, "peak": peak}[options.do](options)))
         return
     if not DATA.exists():
         sys.exit(f"skipped: the preference pairs are not here ({DATA})")
@@ -71,7 +71,6 @@ def main() -> None:
             options.work = Path(scratch) / name
             options.work.mkdir()
             make_triples(name, count, options)
-            print(f"{name}: {count} pairs; reference scored: {run_ours('score', options)}", flush=True)
             results[name] = compare(name, count, options)
     print(json.dumps(results))
 
@@ -111,7 +110,8 @@ def compare(name: str, count: int, options: argparse.Namespace) -> dict[str, Any
 def show(name: str, number: int, system: str, measured: dict[str, Any]) -> None:
     rest = f", steps of {measured['step_seconds']} s" if "step_seconds" in measured else ""
     print(
-        f"{name}, round {number + 1}, {system:4}: {measured['train_pairs_per_s']:.3f} pairs/s, "
+        f"{name}, round {number + 1}, {system:4}: reference in {measured['reference_s']:.1f} s, "
+        f"{measured['train_pairs_per_s']:.3f} pairs/s, "
         f"{measured['peak_memory_gb']:.2f} GB{rest}, losses {[round(loss, 5) for loss in measured['losses']]}",
         flush=True,
     )
@@ -218,7 +218,8 @@ def peak(_options: argparse.Namespace) -> dict[str, float]:
     return {"flops": 2 * size**3 / best}
 
 
-def score(options: argparse.Namespace) -> dict[str, float]:
+def score(options: argparse.Namespace) -> float:
+    """Write the reference log-probs; seconds."""
     import pyarrow as pa
 
     from stages import schema
@@ -234,7 +235,7 @@ def score(options: argparse.Namespace) -> dict[str, float]:
     schema.write_part(
         schema.logprobs_table(table["pair_id"], scorer.token_logps(table)), options.work / "logprobs" / pairs.parts[0]
     )
-    return {"seconds": round(time.perf_counter() - began, 2)}
+    return time.perf_counter() - began
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
@@ -246,6 +247,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from stages.train.config import TrainConfig, TrainResources
     from stages.train.worker import Job, Worker
 
+    reference_seconds = score(options)
     dist.init_process_group(
         "nccl" if on_gpu() else "gloo", store=None if "RANK" in os.environ else dist.HashStore(),
         rank=int(os.environ.get("RANK", 0)), world_size=int(os.environ.get("WORLD_SIZE", 1)),
@@ -271,6 +273,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     dist.destroy_process_group()
     gpu_peak = torch.cuda.max_memory_allocated() if on_gpu() else 0
     return {
+        "reference_s": reference_seconds,
         "train_pairs_per_s": len(worker.pairs) / seconds,
         "tokens_per_s": tokens.sum() / seconds,
         "step_seconds": step_seconds.round(2).tolist(),
