@@ -18,7 +18,7 @@ _PREFIX = "base_model.model."  # what peft's own wrapper, which we do without, p
 def add_adapters(causal_lm: PreTrainedModel, lora: Lora, seed: int) -> None:
     """Freeze the model and add adapters that change nothing yet (B is zero; A is drawn from `seed` on every rank).
 
-    Raises RecipeError where `lora.targets` names no layer, or the head or embedding.
+    Raises RecipeError where `lora.targets` names no layer, or the head.
     """
     torch.manual_seed(seed)
     causal_lm.requires_grad_(False)
@@ -28,9 +28,7 @@ def add_adapters(causal_lm: PreTrainedModel, lora: Lora, seed: int) -> None:
         linear = sorted({n.rpartition(".")[2] for n, m in causal_lm.named_modules() if isinstance(m, torch.nn.Linear)})
         raise RecipeError(f"train.lora.targets: no layer is named {', '.join(unknown)}; there are {', '.join(linear)}")
     inject_adapter_in_model(wanted, causal_lm)
-    if not isinstance(causal_lm.get_output_embeddings(), torch.nn.Linear) or hasattr(
-        causal_lm.get_output_embeddings(), "lora_A"
-    ):
+    if not isinstance(causal_lm.get_output_embeddings(), torch.nn.Linear):  # peft has put its own layer there
         raise RecipeError("train.lora.targets must not name the head: log-probs are computed from its weight in chunks")
 
 

@@ -4,10 +4,11 @@ Usage: python -m tests.benchmarks.train [--model FOLDER | --shape llama-3.2-1b] 
 
 Every measurement is its own process, without Ray, that computes the reference log-probs first and then trains: TRL by
 ../shared/peers/trl_dpo.py, ours by the torch scorer and the Worker of the train stage. Both see the pairs in the same
-order, and speed is that of training alone. "hh": human preferences with long prompts and short answers; "long": those of
-the same set with the longest answers. FLOP/s count what the shared forward has to compute: 6 a weight and token, the
+order, and speed is that of training alone. "hh": human preferences with long prompts and short answers; "long": those
+of the same set with the longest answers. FLOP/s count what the shared forward has to compute: 6 a weight and token, the
 head at completion tokens only, and attention without what its mask hides. Speed counts every step from the first; the
-share of the matmul peak is that of the median step, when memory is warm. Prints a line a measurement, then one JSON object.
+share of the matmul peak is that of the median step, when memory is warm. Prints a line a measurement,
+then one JSON object.
 """
 
 import argparse
