@@ -36,7 +36,7 @@ SHAPES = {  # hidden, feed-forward, layers, heads, key-value heads, tied
     "llama-3.2-1b": (2048, 8192, 16, 32, 8, True),
     "llama-3-8b": (4096, 14336, 32, 32, 8, False),
 }
-RESOURCES = {"compile": True, "max_tokens_per_microbatch": 1536}
+RESOURCES = {"compile": True, "max_tokens_per_microbatch": 1024}
 # Memory that was used once is kept for the next step: for a new page, a CPU waits longer than for a multiplication.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
 
