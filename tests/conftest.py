@@ -15,6 +15,7 @@ from pipeline.cluster import connected
 from pipeline.recipe import Cluster
 from pipeline.runner import Done, Step, plan, run
 from pipeline.store import Store
+from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.progress import Silent
 
 ROOT = Path(__file__).parents[1]
@@ -143,3 +144,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_clus
     project = make_project(tmp_path_factory.mktemp("trained"), tiny_model)
     project.run()
     return project
+
+
+@pytest.fixture(scope="session")
+def inputs(trained: Project) -> tuple[PreferencePairs, ReferenceLogprobs]:
+    """What the finished project was trained on."""
+    steps = trained.plan()
+    return PreferencePairs(steps["shard"].folder), ReferenceLogprobs(steps["score"].folder)

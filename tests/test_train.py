@@ -12,7 +12,7 @@ from conftest import Project
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
+from stages.artifacts import PolicyCheckpoint, ReferenceLogprobs
 from stages.errors import ContractError
 from stages.logps.model import load
 from stages.train.batches import batch_at
@@ -22,12 +22,6 @@ from stages.train.pair_table import PairTable
 from stages.train.run import train
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def inputs(trained: Project) -> tuple[PreferencePairs, ReferenceLogprobs]:
-    steps = trained.plan()
-    return PreferencePairs(steps["shard"].folder), ReferenceLogprobs(steps["score"].folder)
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from conftest import Project
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
-from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
+from stages.artifacts import PolicyCheckpoint
 from stages.errors import RecipeError
 from stages.train.config import Lora, TrainConfig, TrainResources
 from stages.train.run import train
@@ -22,12 +21,6 @@ from stages.train.worker import Job, Worker
 
 STEPS = 3
 Result = tuple[list[dict[str, float]], dict[str, torch.Tensor]]
-
-
-@pytest.fixture(scope="module")
-def inputs(trained: Project) -> tuple[PreferencePairs, ReferenceLogprobs]:
-    steps = trained.plan()
-    return PreferencePairs(steps["shard"].folder), ReferenceLogprobs(steps["score"].folder)
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,16 @@ from stages.train.lora import merged, save_adapter
 _PREFIX = "causal_lm."  # where PairLogprobs holds the model
 
 
-def _options(model: PairLogprobs) -> StateDictOptions:
-    """Of weights that are not trained, nothing is kept: they stand in the model that training started from."""
-    return StateDictOptions(ignore_frozen_params=any(not weight.requires_grad for weight in model.parameters()))
+def _options(config: TrainConfig) -> StateDictOptions:
+    """With LoRA, the base model's weights are not kept: they stand in the model that training started from."""
+    return StateDictOptions(ignore_frozen_params=config.lora is not None)
 
 
 def save_checkpoint(
     folder: Path, model: PairLogprobs, optimizer: torch.optim.Optimizer, step: int, config: TrainConfig
 ) -> None:
     """Model, optimizer and step, each rank its shard. Called by all ranks."""
-    model_state, optimizer_state = get_state_dict(model, optimizer, options=_options(model))
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=_options(config))
     if config.lora is not None:  # a frozen head that is tied to the embedding stays in the state
         model_state = {name: weight for name, weight in model_state.items() if "lora_" in name}
     dcp.save({"model": model_state, "optimizer": optimizer_state, "step": step}, checkpoint_id=folder)
@@ -38,7 +38,7 @@ def export_policy(folder: Path, model: PairLogprobs, config: TrainConfig) -> Non
 
     With LoRA, the adapter goes to `adapter` beside `folder`, and `folder` holds the merged model if that is wanted.
     """
-    options = replace(_options(model), full_state_dict=True, cpu_offload=True)
+    options = replace(_options(config), full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(model, options=options)
     if dist.get_rank() == 0:
         dtype = getattr(torch, config.export_dtype)

@@ -204,13 +204,13 @@ def random_model(options: argparse.Namespace, folder: Path) -> Path:
     return folder
 
 
-def peak(_options: argparse.Namespace) -> dict[str, float]:
+def peak(options: argparse.Namespace) -> dict[str, float]:
     """The best of some large matrix products."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = 8192 if device == "cuda" else 2048
-    a, b = (torch.randn(size, size, dtype=getattr(torch, _options.dtype), device=device) for _ in range(2))
+    a, b = (torch.randn(size, size, dtype=getattr(torch, options.dtype), device=device) for _ in range(2))
     best = float("inf")
     for _ in range(12):
         began = time.perf_counter()
