@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
 from transformers import PreTrainedConfig
+
+from stages.logps.linear import Linear, linear
 
 CHUNK = 2**26  # logits alive at a time: 256 MiB in float32, which is 512 rows at a vocabulary of 128k
 
@@ -37,6 +38,13 @@ class LogitRule:
         if self.soft_cap is not None and capped is not None:
             gradient.mul_(1 - (capped / self.soft_cap).square_())
         return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
+
+
+class Head(Linear):
+    """A model's head that gives log-probs of targets; a method, so that FSDP can take it for a unit's forward pass."""
+
+    def target_logps(self, hidden: torch.Tensor, targets: torch.Tensor, rule: LogitRule) -> torch.Tensor:
+        return target_logps(self, hidden, targets, rule)
 
 
 def target_logps(
@@ -88,9 +96,9 @@ class _TargetLogps(torch.autograd.Function):
             of_output = chunk.backward_(gradient[piece]).to(weight.dtype)
             chunk = None
             if of_hidden is not None:
-                torch.mm(of_output, weight, out=of_hidden[piece])
+                of_hidden[piece] = linear(of_output, weight.t())
             if wants_weight:
-                product = of_output.t() @ hidden[piece]
+                product = linear(of_output.t(), hidden[piece].t())
                 of_weight = product.float() if of_weight is None else of_weight.add_(product)
             if wants_bias:
                 total = of_output.float().sum(0)

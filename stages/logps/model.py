@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -11,8 +10,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from stages.errors import RecipeError
 from stages.logps import attention
-from stages.logps.head import LogitRule, target_logps
+from stages.logps.head import Head, LogitRule
 from stages.logps.layout import Ids, Layout, pack, pad
+from stages.logps.linear import Linear
 from stages.model_files import max_positions, split_revision
 
 _PROBE = [([1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12]), ([5], [3, 4, 2], [3, 7])]
@@ -27,12 +27,14 @@ class PairLogprobs(nn.Module):
         self.causal_lm = causal_lm
         self.rule = LogitRule.of(causal_lm.config.get_text_config())
         self.shares_prompts = False
-        # A method of the head, so that FSDP can treat it as the forward pass of a unit of its own.
-        vars(self.head)["target_logps"] = MethodType(target_logps, self.head)
+        for module in causal_lm.modules():
+            if type(module) is nn.Linear:
+                Linear.take_over(module)
+        Head.take_over(self.head)
 
     @property
-    def head(self) -> nn.Module:
-        return self.causal_lm.get_output_embeddings()
+    def head(self) -> Head:
+        return cast(Head, self.causal_lm.get_output_embeddings())
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -55,7 +57,7 @@ class PairLogprobs(nn.Module):
             seen = {"position_ids": layout.position_ids, "stretches": layout.stretches}
         output = self.causal_lm.base_model(input_ids=layout.input_ids, use_cache=False, **seen)
         hidden = output.last_hidden_state.flatten(0, 1)[layout.sources.clamp(min=0)]
-        logps: torch.Tensor = cast(Any, self.head).target_logps(hidden, layout.targets, self.rule)
+        logps: torch.Tensor = self.head.target_logps(hidden, layout.targets, self.rule)
         return logps.where(layout.sources >= 0, 0.0)
 
 
@@ -79,8 +81,8 @@ def wrap(causal_lm: PreTrainedModel, name: str) -> PairLogprobs:
     """
     if not isinstance(causal_lm.get_output_embeddings(), nn.Linear):
         raise RecipeError(f"{name} ({type(causal_lm).__name__}) has no linear head over its vocabulary")
-    model = PairLogprobs(causal_lm.eval())
-    expected = _own_logps(causal_lm)
+    expected = _own_logps(causal_lm.eval())  # before its layers are taken over
+    model = PairLogprobs(causal_lm)
     reason = attention.why_not(type(causal_lm), causal_lm.config.get_text_config())
     if reason is None:
         own = causal_lm.config._attn_implementation
