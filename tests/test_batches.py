@@ -41,6 +41,13 @@ def test_the_ranks_share_a_batch_exactly_and_keep_step(lengths: list[int], world
     assert sorted(weighted) == sorted(batch)
 
 
+def test_micro_batches_are_about_equally_large() -> None:
+    tokens = np.array([500, 300, 160, 150, 110, 100, 90, 80])  # 1,490: filled one after another, 960 and 530
+    sizes = [tokens[share.rows].sum() for share in shares(np.arange(8), tokens, 0, 1, 1000)]
+    assert len(sizes) == 2
+    assert max(sizes) < 800
+
+
 def config(**fields: object) -> TrainConfig:
     return TrainConfig(policy="x", **fields)
 

@@ -1,13 +1,9 @@
 """Float32 products on CPUs with AVX-512 by oneDNN: twice as fast on AMD as what torch takes by itself, MKL."""
 
-import os
-
 import torch
 from torch import nn
 from torch.nn import functional
 
-# oneDNN keeps a kernel, half a megabyte, for each shape it meets: as many as one forward and backward pass needs.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 _FASTER = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 

@@ -10,6 +10,7 @@ import ray
 
 from stages import schema
 from stages.artifacts import PreferencePairs, check_covers
+from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.errors import out_of_ray
 from stages.logps.model import check_fits
 from stages.progress import Progress, Silent
@@ -66,6 +67,7 @@ def _scored_parts(
             batch_format="pyarrow",
             num_cpus=resources.cpus_per_actor,
             num_gpus=resources.gpus_per_actor,
+            runtime_env={} if resources.gpus_per_actor else {"env_vars": CPU_ENVIRONMENT},
             # Two calls in flight overlap the next part's reading with this one's scoring, which stays one at a time.
             compute=ray.data.ActorPoolStrategy(
                 size=min(resources.actors, len(todo)),

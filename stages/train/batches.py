@@ -1,11 +1,11 @@
 """Which pairs a step trains on, and who computes them: pure functions of seed, step, rank and sizes."""
 
+import heapq
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from stages.logps.budget import fill
 from stages.train.config import TrainConfig
 
 
@@ -35,13 +35,26 @@ def batch_at(step: int, seed: int, num_pairs: int, global_batch: int) -> np.ndar
 def shares(batch: np.ndarray, lengths: np.ndarray, rank: int, world: int, max_tokens: int) -> list[Share]:
     """Rank's part of a batch in micro-batches of at most `max_tokens` (one pair may be more, alone).
 
-    `lengths` [b] are the tokens of each pair. Pairs go round the ranks from the longest down, so that ranks have like
-    work.
+    `lengths` [b] are the tokens of each pair. All micro-batches of all ranks are about equally large, so that ranks
+    wait little for each other, and the largest, which decides how much memory is needed, is small.
     """
-    order = np.argsort(-lengths, kind="stable")
-    by_rank = []
-    for own in (order[r::world] for r in range(world)):
-        by_rank.append([own[piece] for piece in fill(lengths[own], max_tokens)])
-    idle = Share(batch[order[-1:]], np.zeros(1, np.float32))  # the shortest pair, without weight
-    mine = [Share(batch[piece], np.ones(len(piece), np.float32)) for piece in by_rank[rank]]
-    return mine + [idle] * (max(map(len, by_rank)) - len(mine))
+    rounds = max(1, math.ceil(lengths.sum() / (world * max_tokens)))
+    while not _fits(groups := _spread(lengths, world * rounds), lengths, max_tokens):
+        rounds += 1
+    idle = Share(batch[[lengths.argmin()]], np.zeros(1, np.float32))  # the shortest pair, without weight
+    return [Share(batch[own], np.ones(len(own), np.float32)) if own else idle for own in groups[rank::world]]
+
+
+def _spread(lengths: np.ndarray, count: int) -> list[list[int]]:
+    """Indices of pairs in `count` groups: from the longest down, each goes to the group that has the fewest tokens."""
+    groups: list[list[int]] = [[] for _ in range(count)]
+    smallest = [(0, number) for number in range(count)]  # a heap
+    for index in np.argsort(-lengths, kind="stable").tolist():
+        tokens, number = smallest[0]
+        groups[number].append(index)
+        heapq.heapreplace(smallest, (tokens + int(lengths[index]), number))
+    return groups
+
+
+def _fits(groups: list[list[int]], lengths: np.ndarray, max_tokens: int) -> bool:
+    return all(len(group) <= 1 or lengths[group].sum() <= max_tokens for group in groups)

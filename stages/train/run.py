@@ -11,6 +11,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
+from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.errors import ContractError, out_of_ray
 from stages.logps.model import check_fits
 from stages.progress import Progress, Silent
@@ -57,7 +58,12 @@ def _fit(job: Job, steps: int, progress: Progress) -> None:
             use_gpu=bool(job.resources.gpus_per_worker),
             resources_per_worker=resources,
         ),
-        run_config=RunConfig(name="train", storage_path=str(scratch), failure_config=FailureConfig(max_failures=0)),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(scratch),
+            failure_config=FailureConfig(max_failures=0),
+            worker_runtime_env={} if job.resources.gpus_per_worker else {"env_vars": CPU_ENVIRONMENT},
+        ),
     )
     finished = Event()
     with ThreadPoolExecutor(1) as pool:

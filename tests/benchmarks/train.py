@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from stages.cpu_environment import CPU_ENVIRONMENT
+
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct"
 DATA = ROOT.parent / "shared" / "data" / "hh_harmless-base_test.jsonl.gz"
@@ -37,8 +39,6 @@ SHAPES = {  # hidden, feed-forward, layers, heads, key-value heads, tied
     "llama-3-8b": (4096, 14336, 32, 32, 8, False),
 }
 RESOURCES = {"compile": True, "max_tokens_per_microbatch": 1024}
-# Memory that was used once is kept for the next step: for a new page, a CPU waits longer than for a multiplication.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
 
 
 def main() -> None:
@@ -123,7 +123,7 @@ def run_ours(what: str, options: argparse.Namespace) -> dict[str, Any]:
     arguments = [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in given]
     command = [sys.executable, "-m", "tests.benchmarks.train", "--do", what, *arguments]
     command.append(f"--resources={json.dumps(options.resources)}")
-    return last_line(command, os.environ | KEEP_MEMORY)
+    return last_line(command, os.environ | CPU_ENVIRONMENT)
 
 
 def run_peer(count: int, options: argparse.Namespace) -> dict[str, Any] | None:
