@@ -7,8 +7,9 @@ Every measurement is its own process, without Ray, that computes the reference l
 order, and speed is that of training alone. "hh": human preferences with long prompts and short answers; "long": those
 of the same set with the longest answers. FLOP/s count what the shared forward has to compute: 6 a weight and token, the
 head at completion tokens only, and attention without what its mask hides. Speed counts every step from the first; the
-share of the matmul peak is that of the median step, when memory is warm. Prints a line a measurement,
-then one JSON object.
+share of the matmul peak is that of the median step, when memory is warm. There are two peaks: of torch's matmul, which
+is what a model is bound by as a rule ("peak_share"; above 1 is possible), and of the product that our layers use instead
+("linear_peak_share"). Prints a line a measurement, then one JSON object.
 """
 
 import argparse
@@ -79,7 +80,7 @@ def main() -> None:
 def compare(name: str, count: int, options: argparse.Namespace) -> dict[str, Any]:
     ours, theirs, peaks = [], [], []
     for number in range(options.rounds):
-        peaks.append(run_ours("peak", options)["flops"])
+        peaks.append(run_ours("peak", options))
         ours.append(run_ours("train", options))
         show(name, number, "ours", ours[-1])
         if peer := run_peer(count, options):
@@ -93,8 +94,10 @@ def compare(name: str, count: int, options: argparse.Namespace) -> dict[str, Any
         "pairs_per_s": median(each["train_pairs_per_s"] for each in ours),
         "tokens_per_s": median(each["tokens_per_s"] for each in ours),
         "peak_memory_gb": median(each["peak_memory_gb"] for each in ours),
-        "matmul_peak_gflops": median(flops / 1e9 for flops in peaks),
-        "peak_share": median(each["step_flops"] / flops for each, flops in zip(ours, peaks, strict=True)),
+        "matmul_peak_gflops": median(peak["torch"] / 1e9 for peak in peaks),
+        "peak_share": median(each["step_flops"] / peak["torch"] for each, peak in zip(ours, peaks, strict=True)),
+        "linear_peak_gflops": median(peak["ours"] / 1e9 for peak in peaks),
+        "linear_peak_share": median(each["step_flops"] / peak["ours"] for each, peak in zip(ours, peaks, strict=True)),
     }
     if theirs:
         both = list(zip(ours, theirs, strict=True))
@@ -205,18 +208,23 @@ def random_model(options: argparse.Namespace, folder: Path) -> Path:
 
 
 def peak(options: argparse.Namespace) -> dict[str, float]:
-    """The best of some large matrix products."""
+    """FLOP/s of the best of some large products: by torch's matmul, and by the layers' own `linear`."""
     import torch
+
+    from stages.logps.linear import linear
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(size, size, dtype=getattr(torch, options.dtype), device=device) for _ in range(2))
-    best = float("inf")
-    for _ in range(12):
-        began = time.perf_counter()
-        (a @ b)[0, 0].item()
-        best = min(best, time.perf_counter() - began)
-    return {"flops": 2 * size**3 / best}
+    best = {}
+    for name, product in (("torch", torch.matmul), ("ours", linear)):
+        seconds = []
+        for _ in range(12):
+            began = time.perf_counter()
+            product(a, b)[0, 0].item()
+            seconds.append(time.perf_counter() - began)
+        best[name] = 2 * size**3 / min(seconds)
+    return best
 
 
 def score(options: argparse.Namespace) -> float:
