@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: demo test check lint bench-train bench-memory clean
+.PHONY: demo test check lint bench-train bench-score bench-memory clean
 
 demo: .venv/.runtime $(MODEL)  ## install, then run the three stages on the embedded triples
 	$(BIN)/raydpo run configs/recipes/demo.yaml
@@ -20,6 +20,9 @@ check: lint test
 
 bench-train: .venv/.dev $(MODEL)  ## training speed and memory beside TRL's
 	$(BIN)/python -m tests.benchmarks.train
+
+bench-score: .venv/.dev $(MODEL)  ## scoring speed beside TRL's, transformers' and a bare engine's; growth with pairs
+	$(BIN)/python -m tests.benchmarks.score
 
 bench-memory: .venv/.dev  ## peak memory of a training step against vocabulary, length and pairs
 	$(BIN)/python -m tests.benchmarks.memory

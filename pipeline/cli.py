@@ -73,6 +73,7 @@ def run_command(
                 steps, selected, where, store,
                 connect=lambda: connected(where, verbose),
                 progress=lambda name: bar(console, name, what.wandb, what.name, log.parent),
+                notify=lambda message: console.print(message, soft_wrap=True),
             )
         )  # fmt: skip
         print_done(done, console)

@@ -1,7 +1,8 @@
 """The stages, in order: one row each.
 
 The contract of a stage function, `stages.<name>.run:<name>`:
-1. `facts = stage(config, *, <inputs>, out, resources, progress)`; facts are plain data for the manifest.
+1. `facts = stage(config, *, <inputs>, out, resources, progress)`; facts are plain data for the manifest. A stage that
+   `takes_over` has a further argument, `known`.
 2. It reads only its inputs and what its config names, and writes only under `out`.
 3. It may be killed at any time; called again with the same `out` it continues and ends with the same parts.
 4. It knows nothing of fingerprints, the store, the command line or other stages.
@@ -22,10 +23,15 @@ class Stage:
     inputs: dict[str, str]  # argument -> the stage whose output it is
     output: Handle
     models: tuple[str, ...]  # config fields that name a model
+    acceptance: tuple[str, ...] = ()  # config fields that decide whether a result stands, not what it is: not hashed
+    takes_over: bool = False  # it has an argument `known`: artifacts of the same config made of other inputs
 
 
 SHARD = Stage("shard", version=1, inputs={}, output=PreferencePairs, models=())
-SCORE = Stage("score", version=1, inputs={"pairs": "shard"}, output=ReferenceLogprobs, models=("model",))
+SCORE = Stage(
+    "score", version=2, inputs={"pairs": "shard"}, output=ReferenceLogprobs, models=("model",),
+    acceptance=("accept",), takes_over=True,
+)  # fmt: skip
 TRAIN = Stage(
     "train", version=1, inputs={"pairs": "shard", "logprobs": "score"}, output=PolicyCheckpoint, models=("policy",)
 )

@@ -58,6 +58,7 @@ def load(recipe: Path, cluster: Path, overrides: Sequence[str]) -> tuple[Recipe,
         _assign(target, key.removeprefix("cluster.").split("."), yaml.safe_load(value), override)
     what.setdefault("name", recipe.stem)
     _spread_model(what)
+    _spread_training(what)
     _choose_source(what)
     return _check(Recipe, what, recipe), _check(Cluster, where, cluster)
 
@@ -88,6 +89,14 @@ def _spread_model(what: dict[str, Any]) -> None:
     if model is not None:
         for section, key in (("shard", "tokenizer"), ("score", "model"), ("train", "policy")):
             what[section] = {key: model} | (what.get(section) or {})
+
+
+def _spread_training(what: dict[str, Any]) -> None:
+    """The reference is calibrated against what training will compute: its precision, and its beta."""
+    train, score = what.get("train") or {}, what.get("score") or {}
+    if isinstance(train, dict) and isinstance(score, dict) and isinstance(score.get("accept", {}), dict):
+        given = {key: train.get(key, TrainConfig.model_fields[key].default) for key in ("dtype", "beta")}
+        what["score"] = score | {"accept": given | score.get("accept", {})}
 
 
 def _choose_source(what: dict[str, Any]) -> None:

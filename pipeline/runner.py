@@ -4,7 +4,7 @@ import importlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +14,12 @@ from pipeline.graph import STAGES, Stage
 from pipeline.identity import Digests, model_identity, source_identity
 from pipeline.recipe import Cluster, Recipe
 from pipeline.store import Store, damage
-from stages.artifacts import MANIFEST, Manifest
+from stages.artifacts import MANIFEST, Manifest, PreferencePairs
 from stages.config import Config
 from stages.errors import MissingArtifact, RecipeError
 from stages.model_files import max_positions
 from stages.progress import Progress
+from stages.score.known import KnownLogprobs
 
 
 class State(StrEnum):
@@ -75,9 +76,9 @@ def identify(recipe: Recipe, digests: Digests) -> dict[str, Identity]:
 def plan(recipe: Recipe, store: Store) -> list[Step]:
     """The stages in order, and what the store has of each. Raises as `identify` does."""
     digests = Digests(store.root / ".digests.json")
-    steps = [_step(identity, store) for identity in identify(recipe, digests).values()]
+    steps = {name: _step(identity, store) for name, identity in identify(recipe, digests).items()}
     digests.save()
-    return steps
+    return [_with_news(step, steps, store) for step in steps.values()]
 
 
 def run(
@@ -87,8 +88,12 @@ def run(
     store: Store,
     connect: Callable[[], AbstractContextManager[None]],
     progress: Callable[[str], AbstractContextManager[Progress]],
+    notify: Callable[[str], None],
 ) -> Iterator[Done]:
-    """Make what `selected` stages lack; `connect` is entered only if there is something to make."""
+    """Make what `selected` stages lack; `connect` is entered only if there is something to make.
+
+    An artifact that another run is making is waited for, and `notify` told of it.
+    """
     _check_inputs(steps, selected)
     missing = [step for step in steps if step.stage.name in selected and step.state != State.HIT]
     if not missing:
@@ -97,7 +102,10 @@ def run(
     with connect():
         for step in steps:
             if step in missing:
-                yield _make(step, steps, cluster, store, progress)
+                with store.hold(step.stage.name, step.fingerprint, notify):
+                    now = _step(step, store)  # another run may have made it since the plan
+                    done = now.state == State.HIT
+                    yield Done(now, "hit", 0.0) if done else _make(now, steps, cluster, store, progress)
             elif step.stage.name in selected:
                 yield Done(step, "hit", 0.0)
 
@@ -111,7 +119,8 @@ def _resolve(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[
         names["source"] = source_identity(config.source, digests, "shard.source")
         names["tokenizer"] = model_identity(config.tokenizer, digests, "shard.tokenizer", tokenizer_only=True)
     resolved = config.model_copy(update={field: name for field, (name, _) in names.items()})
-    identity = config.model_dump(mode="json") | {field: identity for field, (_, identity) in names.items()}
+    hashed = config.model_dump(mode="json", exclude=set(stage.acceptance))
+    identity = hashed | {field: identity for field, (_, identity) in names.items()}
     return resolved, identity
 
 
@@ -125,7 +134,30 @@ def _step(identity: Identity, store: Store) -> Step:
         state, why = State.PARTIAL, f"stopped before its end; finished parts: {finished}"
     else:
         state, why = State.MISS, _nearest(identity.payload, store)
-    return Step(**vars(identity), folder=folder, state=state, why=why)
+    return Step(identity.stage, identity.config, identity.payload, identity.fingerprint, folder, state, why)
+
+
+def _with_news(step: Step, steps: dict[str, Step], store: Store) -> Step:
+    """Say how many pairs are new to a stage that takes over what it did for other inputs."""
+    inputs = [steps[made_by] for made_by in step.stage.inputs.values()]
+    if not step.stage.takes_over or step.state == State.HIT or any(made.state != State.HIT for made in inputs):
+        return step
+    pairs, artifacts = PreferencePairs(inputs[0].folder), known(step, store)
+    if not artifacts:
+        return step
+    new, total = KnownLogprobs(artifacts).count_new(pairs), pairs.manifest.facts["pairs"]
+    return replace(step, why=f"{step.why}; {new} of {total} pairs are new to this reference")
+
+
+def known(identity: Identity, store: Store) -> list[Any]:
+    """Artifacts that the same config made of other inputs."""
+    same = ("version", "config")
+    return [
+        identity.stage.output(store.folder(manifest.stage, manifest.fingerprint))
+        for manifest in store.manifests(identity.stage.name)
+        if all(manifest.payload[key] == identity.payload[key] for key in same)
+        and manifest.fingerprint != identity.fingerprint
+    ]
 
 
 def _nearest(payload: dict[str, Any], store: Store) -> str:
@@ -170,7 +202,11 @@ def _make(
     _clear_damage(step)
     step.folder.mkdir(parents=True, exist_ok=True)
     folders = {other.stage.name: other.folder for other in steps}
-    inputs = {argument: STAGES[made_by].output(folders[made_by]) for argument, made_by in step.stage.inputs.items()}
+    inputs: dict[str, Any] = {
+        argument: STAGES[made_by].output(folders[made_by]) for argument, made_by in step.stage.inputs.items()
+    }
+    if step.stage.takes_over:
+        inputs["known"] = known(step, store)
     name = step.stage.name
     stage = getattr(importlib.import_module(f"stages.{name}.run"), name)
     began = time.perf_counter()

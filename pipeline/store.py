@@ -1,12 +1,17 @@
 """Where artifacts live, `{root}/{stage}/{fingerprint[:12]}/`, and whether they are whole."""
 
 import importlib.metadata
+import os
 import platform
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from stages.artifacts import MANIFEST, Manifest, list_files, sha256_of
 from stages.errors import RecipeError
@@ -37,6 +42,31 @@ class Store:
 
     def folder(self, stage: str, fingerprint: str) -> Path:
         return self.root / stage / fingerprint[:12]
+
+    @contextmanager
+    def hold(self, stage: str, fingerprint: str, notify: Callable[[str], None]) -> Iterator[None]:
+        """Keep other runs from making this artifact. Where one does, `notify` says who, and its end is awaited.
+
+        The lock is the operating system's, and falls with the process that holds it, however that ends.
+        """
+        folder = self.folder(stage, fingerprint)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        holder = folder.with_name(f".{folder.name}.holder")
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            who = holder.read_text() if holder.exists() else "another run"
+            notify(f"{stage} {folder.name} is being made by {who}; this run waits for its end")
+            lock.acquire()
+        try:
+            holder.write_text(
+                f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+            )
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
 
     def manifests(self, stage: str) -> list[Manifest]:
         """Of all finished artifacts of a stage, the newest first."""

@@ -37,12 +37,18 @@ def print_done(done: list[Done], console: Console) -> None:
         figures, path = "\n".join(_key_figures(facts)), _near(row.step.folder)
         table.add_row(row.step.stage.name, row.state, count, tokens, f"{row.seconds:.1f}", figures, path)
     console.print(table)
+    for row in done:
+        if warning := row.step.manifest.facts.get("calibration", {}).get("warning"):
+            console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
     if done[-1].step.stage.output is PolicyCheckpoint:
         console.print(f"The policy: {PolicyCheckpoint(done[-1].step.folder).policy}", soft_wrap=True)
 
 
 def _key_figures(facts: dict[str, Any]) -> Iterator[str]:
     known = facts | facts.get("before and after", {})
+    if calibration := facts.get("calibration"):
+        known["off the trainer"] = f"{figure(calibration['per token']['sd'])} nats a token"
+        known["margin noise"] = calibration["margin"]["sd"]
     for key, label in _KEY_FIGURES.items():
         if known.get(key):
             yield f"{label} {figure(known[key])}"
@@ -54,7 +60,11 @@ _KEY_FIGURES = {
     "dropped": "dropped",
     "cut_prompts": "cut prompts",
     "cut_completions": "cut completions",
-    "backend": "by",
+    "paths": "by",
+    "taken_over": "taken over",
+    "unscored": "unscored",
+    "off the trainer": "off the trainer",
+    "margin noise": "margin noise",
     "check/ref_drift": "ref drift",
     "loss": "loss",
     "eval/loss": "eval loss",

@@ -13,7 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline.recipe import Wandb
 
 # Which metrics stand beside the bar, under which short name.
-_SHOWN = {"loss": "loss", "rewards/margins": "margin", "pairs_per_second": "pairs/s", "pairs/s": "pairs/s"}
+_SHOWN = {
+    "loss": "loss", "rewards/margins": "margin", "pairs_per_second": "pairs/s", "pairs/s": "pairs/s",
+    "tokens/s": "tokens/s", "actors": "actors", "unscored": "unscored",
+}  # fmt: skip
 
 
 @contextmanager

@@ -86,10 +86,16 @@ class PreferencePairs:
     def read(self, part: str) -> pa.Table:
         return schema.read_part(self.folder / part, schema.PAIRS, _remedy("shard"))
 
+    def pair_ids(self, part: str) -> pa.ChunkedArray:
+        return schema.read_columns(self.folder / part, ["pair_id"], _remedy("shard"))["pair_id"]
+
 
 @dataclass(frozen=True)
 class ReferenceLogprobs:
-    """Output of `score`: one file for each part of the pairs, row for row (schema.LOGPROBS)."""
+    """Output of `score`: one file for each part of the pairs, row for row (schema.LOGPROBS).
+
+    `rejects.parquet` (schema.UNSCORED) names the pairs that could not be scored.
+    """
 
     folder: Path
 
@@ -97,11 +103,24 @@ class ReferenceLogprobs:
     def manifest(self) -> Manifest:
         return Manifest.read(self.folder)
 
+    @property
+    def parts(self) -> list[str]:
+        return [path.name for path in sorted(self.folder.glob("part-*.parquet"))]
+
     def read(self, part: str, pairs: pa.Table) -> pa.Table:
         """The log-probs of `pairs`, a part as PreferencePairs.read gives it; a zip that checks every row."""
-        table = schema.read_part(self.folder / part, schema.LOGPROBS, _remedy("score"))
+        table = self.read_unchecked(part)
         check_covers(table, pairs, f"{self.folder / part}")
         return table
+
+    def read_unchecked(self, part: str) -> pa.Table:
+        """A part by itself, for who takes single rows out of it."""
+        return schema.read_part(self.folder / part, schema.LOGPROBS, _remedy("score"))
+
+    def scored_ids(self, part: str) -> pa.ChunkedArray:
+        """pair_id of the rows without error."""
+        table = schema.read_columns(self.folder / part, ["pair_id", "error"], _remedy("score"))
+        return table["pair_id"].filter(pc.is_null(table["error"]))
 
     def check_scored_from(self, pairs: PreferencePairs) -> None:
         """Refuse log-probs of other pairs before a single row is read."""
@@ -138,7 +157,10 @@ class PolicyCheckpoint:
 
 
 def check_covers(logprobs: pa.Table, pairs: pa.Table, where: str) -> None:
-    """Raise ContractError unless `logprobs` holds finite values for exactly the rows and tokens of `pairs`."""
+    """Raise ContractError unless `logprobs` holds finite values for exactly the rows and tokens of `pairs`.
+
+    Rows with an `error` hold none.
+    """
     if not logprobs["pair_id"].equals(pairs["pair_id"]):
         both = zip(logprobs["pair_id"].to_pylist(), pairs["pair_id"].to_pylist(), strict=False)
         row = next((i for i, (left, right) in enumerate(both) if left != right), min(len(logprobs), len(pairs)))
@@ -146,6 +168,8 @@ def check_covers(logprobs: pa.Table, pairs: pa.Table, where: str) -> None:
             f"{where} holds log-probs of other pairs: {len(logprobs)} rows for {len(pairs)} pairs, and from row {row} "
             f"on the pair_id differs. {_remedy('score')}"
         )
+    scored = pc.is_null(logprobs["error"])
+    logprobs, pairs = logprobs.filter(scored), pairs.filter(scored)
     for side in ("chosen", "rejected"):
         tokens = logprobs[f"ref_{side}_token_logps"].combine_chunks()
         ids = pairs[f"{side}_ids"].combine_chunks()

@@ -24,11 +24,20 @@ def is_tokenizer_file(name: str) -> bool:
     return name.startswith(TOKENIZER_FILES)
 
 
+def vocabulary(name: str) -> int | None:
+    """How many logits the model gives a token; None where its config does not say."""
+    return _text_config(name).get("vocab_size")
+
+
 def max_positions(name: str) -> int | None:
     """The longest sequence the model can take, in tokens; None where its config states no limit (ALiBi, say)."""
-    config = _read_config(name)
-    config = config.get("text_config", config)
+    config = _text_config(name)
     return next((config[key] for key in _CONTEXT_KEYS if config.get(key)), None)
+
+
+def _text_config(name: str) -> dict[str, Any]:
+    config = _read_config(name)
+    return config.get("text_config", config)
 
 
 def _read_config(name: str) -> dict[str, Any]:

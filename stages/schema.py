@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.errors import ContractError
@@ -26,6 +27,7 @@ PAIRS = pa.schema(
 LOGPROBS = pa.schema(
     [
         ("pair_id", pa.string()),  # equal to row i of the pairs' part of the same name
+        ("error", pa.string()),  # null; else why this pair could not be scored, and then what follows is null
         ("ref_chosen_logps", pa.float64()),  # sum over completion tokens, nats
         ("ref_rejected_logps", pa.float64()),
         ("ref_chosen_token_logps", pa.list_(pa.float32())),  # log p(ids[t] | prompt, ids[<t]), nats
@@ -44,20 +46,66 @@ REJECTS = pa.schema(
 )
 
 
+UNSCORED = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("part", pa.string()),  # the file it stands in
+        ("error", pa.string()),  # as in LOGPROBS
+    ]
+)
+
+
 def validate(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
-    """Return `table` if its columns are exactly those of `schema`, without nulls; else raise ContractError."""
+    """Return `table` if its columns are exactly those of `schema`, without nulls; else raise ContractError.
+
+    Rows that have an `error` may, and shall, have nulls.
+    """
     if not table.schema.equals(schema):
         raise ContractError(f"{where} has the columns [{_columns(table.schema)}], not [{_columns(schema)}]")
+    whole = table.filter(pc.is_null(table["error"])) if "error" in schema.names else table
     for name in schema.names:
-        if table[name].null_count:
-            raise ContractError(f"{where} has {table[name].null_count} nulls in column {name}; none is allowed")
+        if name != "error" and whole[name].null_count:
+            raise ContractError(f"{where} has {whole[name].null_count} nulls in column {name}; none is allowed")
     return table
 
 
-def logprobs_table(pair_ids: pa.ChunkedArray, token_logps: Sequence[Any]) -> pa.Table:
-    """Per-token log-probs of 2B completions, in the order chosen, rejected, chosen, .. -> B rows of LOGPROBS."""
-    sums = [float(np.sum(values, dtype=np.float64)) for values in token_logps]
-    return pa.table([pair_ids, sums[0::2], sums[1::2], token_logps[0::2], token_logps[1::2]], schema=LOGPROBS)
+def logprobs_table(pairs: pa.Table, token_logps: Sequence[Any]) -> pa.Table:
+    """Per-token log-probs of the 2B completions of B pairs (PAIRS) -> B rows of LOGPROBS, some with an error.
+
+    `token_logps` are in the order chosen, rejected, chosen, ..; None where an engine gave nothing.
+    """
+    lengths = [pc.list_value_length(pairs[f"{side}_ids"]).to_pylist() for side in ("chosen", "rejected")]
+    rows = []
+    for i, pair_id in enumerate(pairs["pair_id"].to_pylist()):
+        row: dict[str, Any] = {"pair_id": pair_id, "error": None}
+        for side, values, length in zip(("chosen", "rejected"), token_logps[2 * i : 2 * i + 2], lengths, strict=True):
+            if problem := _problem(values, length[i]):
+                row = {"pair_id": pair_id, "error": f"{side}: {problem}"}
+                break
+            row[f"ref_{side}_logps"] = float(np.sum(values, dtype=np.float64))
+            row[f"ref_{side}_token_logps"] = values
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=LOGPROBS)
+
+
+def unscored_table(pairs: pa.Table, errors: Sequence[str]) -> pa.Table:
+    """Rows of LOGPROBS for pairs that no log-probs could be had of."""
+    rows = [
+        {"pair_id": pair_id, "error": error}
+        for pair_id, error in zip(pairs["pair_id"].to_pylist(), errors, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=LOGPROBS)
+
+
+def _problem(values: Any, length: int) -> str | None:
+    if values is None:
+        return "the engine gave no log-probs"
+    if len(values) != length:
+        return f"the engine gave {len(values)} log-probs for {length} tokens"
+    if not (finite := np.isfinite(values)).all():
+        where = int(np.argmin(finite))
+        return f"the log-prob of token {where} is {values[where]}"
+    return None
 
 
 def write_part(table: pa.Table, path: Path) -> None:
@@ -70,11 +118,15 @@ def write_part(table: pa.Table, path: Path) -> None:
 
 def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
     """Read a whole part and check its schema; `remedy` says what to do where it is damaged."""
+    return validate(read_columns(path, None, remedy), schema, str(path))
+
+
+def read_columns(path: Path, columns: list[str] | None, remedy: str) -> pa.Table:
+    """Some columns of a part, or all; raises ContractError where it is damaged."""
     try:
-        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+        return pq.read_table(path, columns=columns, partitioning=None, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise ContractError(f"{path} cannot be read as Parquet: {error}. {remedy}") from error
-    return validate(table, schema, str(path))
 
 
 def _columns(schema: pa.Schema) -> str:

@@ -109,6 +109,7 @@ class Project:
             store,
             connect=nullcontext,
             progress=lambda _: nullcontext(Silent()),
+            notify=print,
         )
         return {row.step.stage.name: row for row in done}
 
@@ -130,7 +131,7 @@ def make_project(folder: Path, model: Path, num_triples: int = 40) -> Project:
     recipe = {
         "model": str(model),
         "shard": {"source": str(folder / "triples.jsonl"), "max_length": 128, "eval_fraction": 0.25, "num_parts": 4},
-        "score": {"backend": "torch", "dtype": "float32"},
+        "score": {"backend": "torch", "dtype": "float32", "accept": {"calibration_pairs": 0}},
         "train": {"global_batch": 5, "lr": 1e-3, "epochs": 2, "max_steps": 6},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -4,22 +4,40 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.config import Config, Count
+from stages.config import Config, Count, Fraction
+
+
+class Acceptance(Config):
+    """When the result is good enough. Not a part of its identity: it decides whether it stands, not what it is."""
+
+    max_rejected_fraction: Fraction = 0.01  # of pairs that could not be scored
+    # A sample of pairs is computed again by the forward pass of training, and compared; 0 for none.
+    calibration_pairs: int = Field(256, ge=0)
+    dtype: Literal["float32", "bfloat16"] | None = None  # of that pass; None: that of the reference
+    beta: float = Field(0.1, gt=0)  # the difference of a margin is stated times this
+    # Root mean square a token, nats; past it there is a warning, past five times of it an error.
+    max_token_difference: float | None = Field(None, gt=0)  # None: 1e-3 where all is float32, 0.1 otherwise
+
+    def dtype_of(self, reference: str) -> str:
+        return self.dtype or reference
 
 
 class ScoreConfig(Config):
     model: str  # the frozen reference: folder or hub name "org/name@revision"
     backend: Literal["vllm", "torch"] = "vllm"  # torch: the numerics of training, for any model transformers has
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    accept: Acceptance = Acceptance()
 
 
 class ScoreResources(Config):
     actors: Count = 1
     cpus_per_actor: Count = 1
     gpus_per_actor: int = Field(0, ge=0)  # vLLM splits the model over them
+    attempts: Count = 3  # at a part, before the pairs that make it fail are searched for and set aside
     # vLLM
     max_num_seqs: Count = 64
-    max_num_batched_tokens: Count | None = None  # None: vLLM's own choice
+    max_num_batched_tokens: Count | None = None  # None: up to 8192, less where logits of so many would be too large
+    share_prompt_prefix: bool = False  # a prompt is computed once a pair, where the engine picks tokens (V2 runner)
     memory_fraction: float = Field(0.3, gt=0, le=1)  # of the GPU, or of the machine's memory
     kv_cache_gib: Count = 1  # CPU only
     # torch

@@ -1,22 +1,25 @@
-"""The score stage: a pool of actors, each with one engine; a part goes in, a part of log-probs is on disk."""
+"""The score stage: a pool of actors, each with one engine, works through the parts of the pairs."""
 
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
 from stages import schema
-from stages.artifacts import PreferencePairs, check_covers
+from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.cpu_environment import CPU_ENVIRONMENT
-from stages.errors import out_of_ray
+from stages.errors import ContractError, out_of_ray
 from stages.logps.model import check_fits
 from stages.progress import Progress, Silent
+from stages.score.calibration import calibrate
 from stages.score.config import ScoreConfig, ScoreResources
-from stages.score.torch_scorer import TorchScorer
-from stages.score.vllm_scorer import VllmScorer
+from stages.score.known import KnownLogprobs
+from stages.score.part_scorer import Job, PartScorer, engine_starts, facts_of
 
 
 def score(
@@ -26,40 +29,62 @@ def score(
     out: Path,
     resources: ScoreResources,
     progress: Progress | None = None,
+    known: Sequence[ReferenceLogprobs] = (),
 ) -> dict[str, Any]:
     """Write the ReferenceLogprobs of `pairs` under `out`, skip parts that are there, and return the facts of the work.
 
-    Raises RecipeError where the model cannot take the pairs' length, ContractError where a part of them is damaged.
+    `known`: what the same reference has scored before; its values are taken over. Raises RecipeError where the model
+    cannot take the pairs' length; ContractError where a part of them is damaged, or too many pairs cannot be scored.
     """
-    progress = progress or Silent()
     made = pairs.manifest.facts
     check_fits(config.model, made["longest"])
+    job = Job(config, resources, pairs, KnownLogprobs(known), out, made["longest"])
     todo = [part for part in pairs.parts if not (out / part).exists()]
-    finished = len(pairs.parts) - len(todo)
-    progress.start(len(pairs.parts), finished, "parts")
-    scored_pairs, began = 0, time.perf_counter()
-    with out_of_ray():
-        for row in _scored_parts(todo, config, pairs, out, resources, made["longest"]):
-            finished, scored_pairs = finished + 1, scored_pairs + row["pairs"]
-            progress.advance(finished, **{"pairs/s": scored_pairs / (time.perf_counter() - began)})
+    engine_starts(job).forget()  # of an earlier run
+    reports = _follow(job, todo, progress or Silent())
+    unscored = _write_rejects(pairs, out)
+    _check_unscored(unscored, made["pairs"], config, out)
+    train = unscored["split"].to_pylist().count("train")
     return {
-        "pairs": sum(pq.read_metadata(out / part).num_rows for part in pairs.parts),
+        "pairs": made["pairs"],
         "tokens": made["tokens"],
+        "bytes_per_pair": round(sum((out / part).stat().st_size for part in pairs.parts) / max(made["pairs"], 1), 1),
         "backend": config.backend,
+        "unscored": {"train": train, "eval": len(unscored) - train},
+        **facts_of(reports),
+        **({"calibration": _calibration(job)} if config.accept.calibration_pairs else {}),
     }
 
 
-def _scored_parts(
-    todo: list[str],
-    config: ScoreConfig,
-    pairs: PreferencePairs,
-    out: Path,
-    resources: ScoreResources,
-    longest: int,
-) -> Any:
+def _follow(job: Job, todo: list[str], progress: Progress) -> list[dict[str, Any]]:
+    """Let the pool score the parts `todo`, and keep their reports."""
+    total = len(job.pairs.parts)
+    progress.start(total, total - len(todo), "parts")
+    reports: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    with out_of_ray():
+        for report in _scored_parts(todo, job):
+            reports.append(report)
+            seconds = time.perf_counter() - began
+            progress.advance(
+                total - len(todo) + len(reports),
+                **{
+                    "pairs/s": sum(each["pairs"] for each in reports) / seconds,
+                    "tokens/s": sum(each["tokens"] for each in reports) / seconds,
+                    "actors": len({each["actor"] for each in reports}),
+                    "unscored": sum(each["unscored"] for each in reports),
+                },
+            )
+    return reports
+
+
+def _scored_parts(todo: list[str], job: Job) -> Iterator[dict[str, Any]]:
     if not todo:
-        return []
-    return (
+        return iter(())
+    resources = job.resources
+    # The largest first, so that no actor is left alone with a long part at the end.
+    todo = sorted(todo, key=lambda part: -(job.pairs.folder / part).stat().st_size)
+    rows: Iterator[dict[str, Any]] = (
         ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))
         .map_batches(
             PartScorer,
@@ -68,37 +93,45 @@ def _scored_parts(
             num_cpus=resources.cpus_per_actor,
             num_gpus=resources.gpus_per_actor,
             runtime_env={} if resources.gpus_per_actor else {"env_vars": CPU_ENVIRONMENT},
-            # Two calls in flight overlap the next part's reading with this one's scoring, which stays one at a time.
+            # Two calls in flight: the next part is at the actor when this one ends. Scoring stays one at a time.
             compute=ray.data.ActorPoolStrategy(
                 size=min(resources.actors, len(todo)),
                 max_concurrent_calls_per_actor=2,
                 enable_true_multi_threading=False,
             ),
-            fn_constructor_kwargs={
-                "config": config,
-                "pairs": pairs,
-                "out": out,
-                "resources": resources,
-                "longest": longest,
-            },
+            fn_constructor_kwargs={"job": job},
         )
         .iter_rows()
     )
+    return rows
 
 
-class PartScorer:
-    """The callable of the actor pool. Its state is one engine; its effect is one part on disk a call."""
+def _calibration(job: Job) -> dict[str, Any]:
+    with out_of_ray():
+        return calibrate(job.config, job.pairs, ReferenceLogprobs(job.out), job.resources, job.longest)
 
-    def __init__(self, config: ScoreConfig, pairs: PreferencePairs, out: Path, resources: ScoreResources, longest: int):
-        self.pairs, self.out = pairs, out
-        scorer = VllmScorer if config.backend == "vllm" else TorchScorer
-        self.scorer = scorer(config, resources, longest)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        part = batch["part"][0].as_py()
-        table = self.pairs.read(part)
-        logps = self.scorer.token_logps(table) if len(table) else []
-        scored = schema.logprobs_table(table["pair_id"], logps)
-        check_covers(scored, table, f"the log-probs just scored for {part}")
-        schema.write_part(scored, self.out / part)
-        return pa.table({"part": [part], "pairs": [len(table)]})
+def _write_rejects(pairs: PreferencePairs, out: Path) -> pa.Table:
+    """Write `rejects.parquet`: every pair that has an error instead of log-probs. Returns it, with the pairs' split."""
+    tables = [schema.UNSCORED.append(pa.field("split", pa.string())).empty_table()]
+    for part in pairs.parts:
+        errors = pq.read_table(out / part, columns=["error"], partitioning=None)["error"]
+        if errors.null_count == len(errors):
+            continue
+        rows = pairs.read(part).select(["pair_id", "split"]).append_column("error", errors)
+        rows = rows.filter(pc.is_valid(errors))
+        tables.append(rows.append_column("part", pa.array([part] * len(rows))).select(tables[0].column_names))
+    unscored = pa.concat_tables(tables)
+    schema.write_part(unscored.select(schema.UNSCORED.names), out / "rejects.parquet")
+    return unscored
+
+
+def _check_unscored(unscored: pa.Table, pairs: int, config: ScoreConfig, out: Path) -> None:
+    if len(unscored) > config.accept.max_rejected_fraction * pairs:
+        first = unscored.slice(0, 1).to_pylist()[0]
+        raise ContractError(
+            f"{len(unscored)} of {pairs} pairs could not be scored, more than score.accept.max_rejected_fraction "
+            f"{config.accept.max_rejected_fraction} allows. The first: pair {first['pair_id']} of {first['part']}, "
+            f"{first['error']}. All stand in {out / 'rejects.parquet'}. Use a reference that takes these tokens, or "
+            "raise score.accept.max_rejected_fraction; to try again, delete the parts"
+        )

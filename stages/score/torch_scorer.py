@@ -15,6 +15,11 @@ class TorchScorer:
         self.max_tokens = resources.max_tokens_per_batch
         self.model = load(config.model, config.dtype, longest).to(self.device)
 
+    @property
+    def path(self) -> str:
+        """Which way of computing is used, for the record."""
+        return "torch, prompts shared" if self.model.shares_prompts else "torch, two sequences"
+
     @torch.inference_mode()
     def token_logps(self, pairs: pa.Table) -> list[list[float]]:
         """Per-token log-probs of 2B completions of B pairs: chosen, rejected, chosen, ... Nats."""

@@ -38,7 +38,7 @@ class Batch:
 
 
 class PairTable:
-    """All pairs of one split, in the order of parts and rows."""
+    """All pairs of one split that have log-probs, in the order of parts and rows."""
 
     def __init__(self, pairs: PreferencePairs, logprobs: ReferenceLogprobs, split: str):
         parts = []
@@ -47,7 +47,7 @@ class PairTable:
             scored = logprobs.read(part, table)
             for name in scored.column_names[1:]:
                 table = table.append_column(name, scored[name])
-            parts.append(table.filter(pc.equal(table["split"], split)))
+            parts.append(table.filter(pc.and_(pc.equal(table["split"], split), pc.is_null(table["error"]))))
         self._table = pa.concat_tables(parts)
         prompt, chosen, rejected = (
             pc.list_value_length(self._table[f"{name}_ids"]).to_numpy() for name in ("prompt", "chosen", "rejected")

@@ -37,13 +37,14 @@ def train(
     made = pairs.manifest.facts
     check_fits(config.policy, made["longest"])
     logprobs.check_scored_from(pairs)
-    if not made["train"]:
+    num_pairs = made["train"] - logprobs.manifest.facts["unscored"]["train"]
+    if not num_pairs:
         raise ContractError(f"PreferencePairs {pairs.folder.name} has no pair to train on; lower shard.eval_fraction")
     out.mkdir(parents=True, exist_ok=True)
     clear(out)
-    steps = num_steps(made["train"], config)
+    steps = num_steps(num_pairs, config)
     _fit(Job(config, resources, pairs, logprobs, out, made["longest"]), steps, progress or Silent())
-    return _facts(PolicyCheckpoint(out).metrics, steps, made["train"])
+    return _facts(PolicyCheckpoint(out).metrics, steps, num_pairs)
 
 
 def _fit(job: Job, steps: int, progress: Progress) -> None:

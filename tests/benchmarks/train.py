@@ -8,8 +8,8 @@ order, and speed is that of training alone. "hh": human preferences with long pr
 of the same set with the longest answers. FLOP/s count what the shared forward has to compute: 6 a weight and token, the
 head at completion tokens only, and attention without what its mask hides. Speed counts every step from the first; the
 share of the matmul peak is that of the median step, when memory is warm. There are two peaks: of torch's matmul, which
-is what a model is bound by as a rule ("peak_share"; above 1 is possible), and of the product that our layers use instead
-("linear_peak_share"). Prints a line a measurement, then one JSON object.
+is what a model is bound by as a rule ("peak_share"; above 1 is possible), and of the product that our layers use
+instead ("linear_peak_share"). Prints a line a measurement, then one JSON object.
 """
 
 import argparse
@@ -242,7 +242,7 @@ def score(options: argparse.Namespace) -> float:
     began = time.perf_counter()
     table: pa.Table = pairs.read(pairs.parts[0])
     schema.write_part(
-        schema.logprobs_table(table["pair_id"], scorer.token_logps(table)), options.work / "logprobs" / pairs.parts[0]
+        schema.logprobs_table(table, scorer.token_logps(table)), options.work / "logprobs" / pairs.parts[0]
     )
     return time.perf_counter() - began
 

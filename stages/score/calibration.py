@@ -1,0 +1,141 @@
+"""How far the cached log-probs are from what training computes: the price of another precision, engine or kernel.
+
+A sample is computed again by the forward pass of training, in the precision of training. What differs beyond rounding
+is a fault, and its pattern tells which.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from stages.artifacts import PreferencePairs, ReferenceLogprobs
+from stages.cpu_environment import CPU_ENVIRONMENT
+from stages.errors import ContractError
+from stages.score.config import Acceptance, ScoreConfig, ScoreResources
+from stages.score.torch_scorer import TorchScorer
+
+_PARTS = 16  # at most so many are read for the sample
+_START = 4  # tokens of a completion that are its start
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Cached and live per-token log-probs of n completions: chosen, rejected, chosen, ..."""
+
+    cached: list[np.ndarray]
+    live: list[np.ndarray]
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return np.concatenate(self.cached) - np.concatenate(self.live)
+
+    @property
+    def sequences(self) -> np.ndarray:
+        """Of the sums over a completion [n], float64."""
+        return np.array([np.sum(a - b, dtype=np.float64) for a, b in zip(self.cached, self.live, strict=True)])
+
+    @property
+    def margins(self) -> np.ndarray:
+        """Of chosen minus rejected [n / 2]: what enters the loss, times beta."""
+        return self.sequences[0::2] - self.sequences[1::2]
+
+    def cause(self) -> str:
+        """The likeliest reason for differences that rounding does not explain."""
+        size = _rms(self.tokens)
+        ahead = [a[:-1] - b[1:] for a, b in zip(self.cached, self.live, strict=True)]
+        behind = [a[1:] - b[:-1] for a, b in zip(self.cached, self.live, strict=True)]
+        if min(_rms(np.concatenate(ahead)), _rms(np.concatenate(behind))) < size / 3:
+            return "they fit when moved by one token: the engine's positions are off by one"
+        start = _rms(np.concatenate([a[:_START] - b[:_START] for a, b in zip(self.cached, self.live, strict=True)]))
+        rest = np.concatenate([a[_START:] - b[_START:] for a, b in zip(self.cached, self.live, strict=True)])
+        if start > 3 * _rms(rest):
+            return (
+                "they differ at the start of completions, and less and less after it: scored after another prompt "
+                "(chat template, truncation, or a token more at its start)"
+            )
+        if size > 0.2 or np.corrcoef(np.concatenate(self.cached), np.concatenate(self.live))[0, 1] < 0.95:
+            return "they are of another size altogether: another model's weights, or another revision of them"
+        return "they scatter around zero like rounding: computed in a lower precision (dtype, or a quantized engine)"
+
+
+def calibrate(
+    config: ScoreConfig, pairs: PreferencePairs, logprobs: ReferenceLogprobs, resources: ScoreResources, longest: int
+) -> dict[str, Any]:
+    """Compare a sample in a process of its own, which has the model for as long as that takes. Returns facts."""
+    measure = ray.remote(
+        num_cpus=resources.cpus_per_actor,
+        num_gpus=min(resources.gpus_per_actor, 1),
+        runtime_env={} if resources.gpus_per_actor else {"env_vars": CPU_ENVIRONMENT},
+        max_retries=3,
+    )(_measure)
+    found: Differences = ray.get(measure.remote(config, pairs, logprobs, resources, longest))
+    return judge(found, config.accept, exact=config.dtype == config.accept.dtype_of(config.dtype) == "float32")
+
+
+def judge(found: Differences, accept: Acceptance, exact: bool) -> dict[str, Any]:
+    """Facts of the differences; a warning among them past the limit, ContractError past five times that.
+
+    `exact`: both sides are float32.
+    """
+    limit = accept.max_token_difference or (1e-3 if exact else 0.1)
+    tokens = found.tokens
+    facts: dict[str, Any] = {
+        "pairs": len(found.margins),
+        "per token": _spread(tokens),
+        "per completion": _spread(found.sequences),
+        "beta": accept.beta,
+        "margin": _spread(accept.beta * found.margins),  # the noise that it adds to what the loss sees
+    }
+    if (size := _rms(tokens)) > limit:
+        message = (
+            f"the cached log-probs differ from the forward pass of training by {size:.3g} nats a token (root mean "
+            f"square of {len(tokens)} tokens), more than score.accept.max_token_difference {limit:g}: {found.cause()}"
+        )
+        if size > 5 * limit:
+            raise ContractError(f"{message}. Mend that, delete the parts and score again, or raise the limit")
+        facts["warning"] = message
+    return facts
+
+
+def _measure(
+    config: ScoreConfig, pairs: PreferencePairs, logprobs: ReferenceLogprobs, resources: ScoreResources, longest: int
+) -> Differences:
+    accept = config.accept
+    sample, scored = _sample(pairs, logprobs, accept.calibration_pairs)
+    live = TorchScorer(config.model_copy(update={"dtype": accept.dtype_of(config.dtype)}), resources, longest)
+    both = (scored[f"ref_{side}_token_logps"].to_pylist() for side in ("chosen", "rejected"))
+    cached = [np.asarray(values) for pair in zip(*both, strict=True) for values in pair]
+    return Differences(cached, [np.asarray(values) for values in live.token_logps(sample)])
+
+
+def _sample(pairs: PreferencePairs, logprobs: ReferenceLogprobs, count: int) -> tuple[pa.Table, pa.Table]:
+    """Some scored pairs of some parts. Rows are sorted by a hash, so the first are as good as any."""
+    parts = pairs.parts
+    chosen = [parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), _PARTS)).astype(int))]
+    each = -(-count // len(chosen))
+    sampled, scored = [], []
+    for part in chosen:
+        table = pairs.read(part)
+        values = logprobs.read(part, table)
+        good = pc.is_null(values["error"])
+        sampled.append(table.filter(good).slice(0, each))
+        scored.append(values.filter(good).slice(0, each))
+    return pa.concat_tables(sampled).slice(0, count), pa.concat_tables(scored).slice(0, count)
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    size = np.abs(values)
+    return {
+        "mean": float(values.mean()),
+        "sd": float(values.std()),
+        "p95": float(np.quantile(size, 0.95)),
+        "max": float(size.max()),
+    }
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if len(values) else 0.0

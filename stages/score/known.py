@@ -1,0 +1,61 @@
+"""Log-probs that the same reference has already given for other sets of pairs: taken over instead of computed again."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages import schema
+from stages.artifacts import PreferencePairs, ReferenceLogprobs
+from stages.errors import ContractError
+
+_log = logging.getLogger("raydpo")
+
+
+@dataclass(frozen=True)
+class KnownLogprobs:
+    artifacts: Sequence[ReferenceLogprobs] = ()
+
+    def find(self, part: str, parts: Sequence[str], pair_ids: pa.ChunkedArray) -> pa.Table:
+        """Rows of LOGPROBS, in any order, for those of `pair_ids`, the pairs of `part`, that are known without error.
+
+        A damaged file is passed over, and its pairs are scored again.
+        """
+        found = [schema.LOGPROBS.empty_table()]
+        for table in self._of_whole_parts(part, parts, ReferenceLogprobs.read_unchecked):
+            known = table.filter(pc.and_(pc.is_in(table["pair_id"], pair_ids), pc.is_null(table["error"])))
+            seen = pa.concat_tables(found)["pair_id"]
+            found.append(known.filter(pc.invert(pc.is_in(known["pair_id"], seen))))
+        return pa.concat_tables(found)
+
+    def count_new(self, pairs: PreferencePairs) -> int:
+        """How many pairs are not known; reads ids alone."""
+        parts, new = pairs.parts, 0
+        for part in parts:
+            ids = pairs.pair_ids(part)
+            for known in self._of_whole_parts(part, parts, ReferenceLogprobs.scored_ids):
+                ids = ids.filter(pc.invert(pc.is_in(ids, known)))
+            new += len(ids)
+        return new
+
+    def _of_whole_parts(
+        self, part: str, parts: Sequence[str], read: Callable[[ReferenceLogprobs, str], Any]
+    ) -> Iterator[Any]:
+        """What `read` gives of each part that may hold pairs of `part`, one of `parts`."""
+        for artifact in self.artifacts:
+            for candidate in _same_pairs(part, parts, artifact.parts):
+                try:
+                    yield read(artifact, candidate)
+                except ContractError as error:
+                    _log.warning("not taken over: %s", error)
+
+
+def _same_pairs(part: str, parts: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Those of `others` that may hold pairs of `part`: a pair stands in the part of its id modulo their number."""
+    common = math.gcd(len(parts), len(others)) or 1
+    index = parts.index(part)
+    return [name for number, name in enumerate(others) if number % common == index % common]

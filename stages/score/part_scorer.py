@@ -1,0 +1,149 @@
+"""The callable of the actor pool: a part of pairs goes in, a part of log-probs is on disk."""
+
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages import schema
+from stages.artifacts import PreferencePairs, check_covers
+from stages.errors import ContractError, RecipeError
+from stages.score.attempts import Attempts
+from stages.score.config import ScoreConfig, ScoreResources
+from stages.score.known import KnownLogprobs
+from stages.score.torch_scorer import TorchScorer
+from stages.score.vllm_scorer import VllmScorer
+
+
+@dataclass(frozen=True)
+class Job:
+    config: ScoreConfig
+    resources: ScoreResources
+    pairs: PreferencePairs
+    known: KnownLogprobs
+    out: Path
+    longest: int  # tokens of the longest sequence
+
+
+def engine_starts(job: Job) -> Attempts:
+    """Those that failed since the last one that did not, of all actors; actors that start right now are among them."""
+    return Attempts(job.out / ".attempts" / "engine", job.resources.attempts)
+
+
+class PartScorer:
+    """Its state is one engine; its effect is one part on disk a call."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.parts = job.pairs.parts
+        starts = engine_starts(job)
+        if len(said := starts.failed("start")) >= job.resources.actors * (1 + starts.limit):
+            raise RecipeError(f"the engine for {job.config.model} died {len(said)} times while it started: {said[-1]}")
+        scorer = VllmScorer if job.config.backend == "vllm" else TorchScorer
+        with starts.attempt("start"):
+            self.scorer = scorer(job.config, job.resources, job.longest)
+        starts.forget()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Score the part that `batch` names, and report in one row.
+
+        Pairs that cannot be scored are set aside with their error. Raises ContractError where that does not help.
+        """
+        part, began = batch["part"][0].as_py(), time.perf_counter()
+        pairs = self.job.pairs.read(part)
+        known = self.job.known.find(part, self.parts, pairs["pair_id"])
+        new = pairs.filter(pc.invert(pc.is_in(pairs["pair_id"], known["pair_id"])))
+        attempts = Attempts(self.job.out / ".attempts" / part, self.job.resources.attempts)
+        scored = _in_order(pa.concat_tables([known, self._score(new, attempts, part)]), pairs)
+        check_covers(scored, pairs, f"the log-probs just scored for {part}")
+        schema.write_part(scored, self.job.out / part)
+        attempts.forget()
+        report = {
+            "part": part,
+            "actor": f"{os.uname().nodename}:{os.getpid()}",
+            "pairs": len(pairs),
+            "scored": len(new),
+            "tokens": count_tokens(new),
+            "unscored": len(scored) - scored["error"].null_count,
+            "path": self.scorer.path,
+            "seconds": time.perf_counter() - began,
+            "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,  # of the process so far
+        }
+        return pa.Table.from_pylist([report])
+
+    def _score(self, pairs: pa.Table, attempts: Attempts, part: str) -> pa.Table:
+        """Rows of LOGPROBS for `pairs`, all in one go: so the values do not depend on what failed before."""
+        if not len(pairs):
+            return schema.LOGPROBS.empty_table()
+        if len(attempts.failed("whole")) >= attempts.limit:
+            for rows in attempts.search(range(len(pairs))):
+                with self._or_die(attempts, attempts.name(rows)):
+                    self.scorer.token_logps(pairs.slice(rows.start, len(rows)))
+                attempts.mark_good(rows)
+            errors = attempts.poisonous(range(len(pairs)))
+        else:
+            errors = {}
+        poisonous = np.isin(np.arange(len(pairs)), list(errors))
+        name = "rest" if errors else "whole"
+        if len(attempts.failed(name)) >= 2 * attempts.limit:
+            raise ContractError(
+                f"{part} fails as a whole, though each of its pairs can be scored: {attempts.failed(name)[-1]}. Give "
+                "the engine smaller batches (cluster.score), or look into the log of its actor"
+            )
+        healthy = pairs.filter(pa.array(~poisonous))
+        with self._or_die(attempts, name):
+            scored = schema.logprobs_table(healthy, self.scorer.token_logps(healthy) if len(healthy) else [])
+        return pa.concat_tables(
+            [scored, schema.unscored_table(pairs.filter(pa.array(poisonous)), list(errors.values()))]
+        )
+
+    @contextmanager
+    def _or_die(self, attempts: Attempts, name: str) -> Iterator[None]:
+        """An engine that has raised may be broken for good: Ray starts this actor anew, and the call again."""
+        try:
+            with attempts.attempt(name):
+                yield
+        except Exception:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+
+
+def _in_order(logprobs: pa.Table, pairs: pa.Table) -> pa.Table:
+    """The rows of `logprobs` in the order of `pairs`."""
+    return logprobs.take(pc.index_in(pairs["pair_id"], logprobs["pair_id"].combine_chunks())).combine_chunks()
+
+
+def count_tokens(pairs: pa.Table) -> int:
+    """As an engine reads them: the prompt once a side."""
+    prompt, chosen, rejected = (
+        pc.sum(pc.list_value_length(pairs[f"{name}_ids"])).as_py() or 0 for name in ("prompt", "chosen", "rejected")
+    )
+    return int(2 * prompt + chosen + rejected)
+
+
+def facts_of(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the parts of one run add up to."""
+    actors: dict[str, dict[str, float]] = {}
+    for report in reports:
+        figures = actors.setdefault(report["actor"], {"parts": 0, "pairs": 0, "tokens": 0, "seconds": 0.0})
+        figures["parts"] += 1
+        figures["peak_memory_gb"] = max(report["peak_memory_gb"], figures.get("peak_memory_gb", 0.0))
+        for key, source in (("pairs", "scored"), ("tokens", "tokens"), ("seconds", "seconds")):
+            figures[key] += report[source]
+    return {
+        "scored": sum(report["scored"] for report in reports),
+        "taken_over": sum(report["pairs"] - report["scored"] for report in reports),
+        "paths": sorted({report["path"] for report in reports}),
+        "actors": actors,
+    }

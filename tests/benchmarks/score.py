@@ -1,0 +1,275 @@
+"""Scoring speed beside TRL's precompute and transformers; what Ray costs; and growth with the number of pairs.
+
+Usage: python -m tests.benchmarks.score [--rounds 3] [--pairs 48] [--stage-pairs 2000] [--growth 1000 4000 16000]
+
+Every measurement is its own process. First, on some HH pairs, taking turns: the torch scorer, the vLLM scorer (their
+loops alone, the model loaded), transformers in padded batches of 8 sequences sorted by length, and TRL's
+`precompute_ref_log_probs` (its trainer's start, in which that happens, with tokenization). Then the whole stage on Ray
+beside the torch scorer's bare loop over the same parts, each with the loading of its model. Then the stage with a tiny
+random model: seconds a pair, and peak memory of driver and actor, as pairs grow. Prints a line a measurement, then one
+JSON object.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.cpu_environment import CPU_ENVIRONMENT
+from tests.benchmarks.train import DATA, MODEL, PEER, last_line, make_triples
+
+SYSTEMS = ("torch", "vllm", "transformers", "trl")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=48)
+    parser.add_argument("--stage-pairs", type=int, default=2000)
+    parser.add_argument("--growth", type=int, nargs="*", default=[1000, 4000, 16000])
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--do", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.do:
+        print(json.dumps(DO[options.do](options)))
+        return
+    if not DATA.exists():
+        sys.exit(f"skipped: the preference pairs are not here ({DATA})")
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-score-") as scratch:
+        if options.rounds:
+            results |= compare(options, prepare(options, options.pairs, Path(scratch) / "few"))
+        if options.stage_pairs:
+            results |= against_the_engine(options, prepare(options, options.stage_pairs, Path(scratch) / "many"))
+        if options.growth:
+            results |= growth(options, Path(scratch))
+    print(json.dumps(results))
+
+
+def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    measured: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
+    peaks = []
+    for number in range(options.rounds):
+        peaks.append(measure("peak", options, work))
+        for system in SYSTEMS:
+            if system == "trl":
+                if not PEER.exists():
+                    print(f"TRL is left out: its script is not here ({PEER})")
+                    continue
+                command = [sys.executable, str(PEER), str(options.model), str(work / "triples.jsonl")]
+                command += ["--pairs", str(options.pairs), "--extra", json.dumps({"max_steps": 1})]
+                found = last_line(command, os.environ | {"HF_HUB_OFFLINE": "1"})
+                found = {"pairs_per_s": options.pairs / found["reference_s"]}
+            else:
+                found = measure(system, options, work)
+            measured[system].append(found)
+            rest = "".join(f", {key} {value:.4g}" for key, value in found.items() if key != "pairs_per_s")
+            print(f"round {number + 1}, {system:12}: {found['pairs_per_s']:.3f} pairs/s{rest}", flush=True)
+
+    def ratio(system: str, other: str) -> float:
+        pairs = zip(measured[system], measured[other], strict=True)
+        return round(statistics.median(a["pairs_per_s"] / b["pairs_per_s"] for a, b in pairs), 3)
+
+    shares = [found["flops"] / peak["torch"] for found, peak in zip(measured["torch"], peaks, strict=True)]
+    result: dict[str, Any] = {
+        "torch_over_transformers": ratio("torch", "transformers"),
+        "torch_over_vllm": ratio("torch", "vllm"),
+    }
+    result["torch_peak_share"] = round(statistics.median(shares), 3)
+    if measured["trl"]:
+        result |= {"torch_over_trl": ratio("torch", "trl"), "vllm_over_trl": ratio("vllm", "trl")}
+    return result
+
+
+def against_the_engine(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    engine, stage = measure("engine", options, work), measure("stage", options, work)
+    print(
+        f"{options.stage_pairs} pairs: bare engine {engine['seconds']:.1f} s, stage {stage['seconds']:.1f} s",
+        flush=True,
+    )
+    return {"stage_over_engine": round(engine["seconds"] / stage["seconds"], 3)}
+
+
+def growth(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    options.model = tiny_model(scratch / "tiny")
+    found = []
+    for count in options.growth:
+        found.append(measure("stage", options, random_pairs(count, scratch / str(count))))
+        last = found[-1]
+        print(
+            f"{count} pairs: {last['seconds']:.1f} s, driver {last['driver_gb']:.2f} GB, "
+            f"actor {last['actor_gb']:.2f} GB",
+            flush=True,
+        )
+    # What starting costs drops out of the difference of two sizes.
+    slopes = [
+        (large["seconds"] - small["seconds"]) / (more - fewer)
+        for small, large, fewer, more in zip(found, found[1:], options.growth, options.growth[1:], strict=False)
+    ]
+    memory = [each["driver_gb"] + each["actor_gb"] for each in found]
+    return {"growth": round(slopes[-1] / slopes[0], 3), "memory_growth": round(memory[-1] / memory[0], 3)}
+
+
+def measure(what: str, options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.benchmarks.score", "--do", what, "--work", str(work)]
+    return last_line([*command, "--model", str(options.model)], os.environ | CPU_ENVIRONMENT)
+
+
+def prepare(options: argparse.Namespace, count: int, work: Path) -> Path:
+    work.mkdir()
+    make_triples("hh", count, argparse.Namespace(model=options.model, max_length=512, batch=4, work=work))
+    split(work, parts=max(1, count // 125))
+    return work
+
+
+def split(work: Path, parts: int) -> None:
+    """Cut the one part that make_triples writes into several, and add the manifest that the stage reads."""
+    import pyarrow.parquet as pq
+
+    from stages import schema
+    from stages.artifacts import Manifest
+
+    folder = work / "pairs"
+    table = pq.read_table(folder / "part-00000.parquet")
+    for number in range(parts):
+        schema.write_part(table.take(np.arange(number, len(table), parts)), folder / f"part-{number:05d}.parquet")
+    facts = {"pairs": len(table), "longest": 512, "tokens": 0}
+    Manifest("shard", "0" * 64, {}, [], facts, {}).write(folder)
+
+
+def score_loop(backend: str, options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from stages.artifacts import PreferencePairs
+    from stages.score.config import ScoreConfig, ScoreResources
+    from stages.score.part_scorer import count_tokens
+    from stages.score.torch_scorer import TorchScorer
+    from stages.score.vllm_scorer import VllmScorer
+
+    began = time.perf_counter()
+    config = ScoreConfig(model=str(options.model), backend=backend, dtype="float32")
+    resources = ScoreResources(gpus_per_actor=int(torch.cuda.is_available()), cpus_per_actor=os.cpu_count())
+    scorer = (TorchScorer if backend == "torch" else VllmScorer)(config, resources, 512)
+    loaded, tokens, count = time.perf_counter(), 0, 0
+    pairs = PreferencePairs(options.work / "pairs")
+    for part in pairs.parts:
+        table = pairs.read(part)
+        scorer.token_logps(table)
+        tokens, count = tokens + count_tokens(table), count + len(table)
+    done = time.perf_counter()
+    found = {"pairs_per_s": count / (done - loaded), "tokens_per_s": tokens / (done - loaded), "seconds": done - began}
+    if isinstance(scorer, TorchScorer):
+        rows = [row for part in pairs.parts for row in pairs.read(part).to_pylist()]
+        found["flops"] = sum(operations(scorer.model, row) for row in rows) / (done - loaded)
+    return found
+
+
+def operations(model: Any, row: dict[str, Any]) -> float:
+    """Floating-point operations of the matrix products for one pair: 2 a weight and token."""
+    layout = model.lay_out([(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])])
+    body = sum(weight.numel() for layer in model.layers for weight in layer.parameters() if weight.ndim == 2)
+    return 2.0 * (body * layout.num_tokens + model.head.weight.numel() * len(layout.targets))
+
+
+def by_transformers(options: argparse.Namespace) -> dict[str, Any]:
+    """As scripts do it: padded batches, all logits, log_softmax, gather."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from stages.artifacts import PreferencePairs
+
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    pairs = PreferencePairs(options.work / "pairs")
+    rows = [row for part in pairs.parts for row in pairs.read(part).to_pylist()]
+    sequences = [(row["prompt_ids"], row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
+    sequences.sort(key=lambda each: len(each[0]) + len(each[1]))
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for start in range(0, len(sequences), 8):
+            batch = [prompt + completion for prompt, completion in sequences[start : start + 8]]
+            width = max(map(len, batch))
+            ids = torch.tensor([row + [0] * (width - len(row)) for row in batch])
+            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch])
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+            logits.log_softmax(-1).gather(-1, ids[:, 1:, None])
+    return {"pairs_per_s": len(rows) / (time.perf_counter() - began)}
+
+
+def run_stage(options: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.cluster import connected
+    from pipeline.recipe import Cluster
+    from stages.artifacts import PreferencePairs
+    from stages.score.config import Acceptance, ScoreConfig, ScoreResources
+
+    with connected(Cluster(), verbose=False):
+        from stages.score.run import score
+
+        config = ScoreConfig(
+            model=str(options.model), backend="torch", dtype="float32", accept=Acceptance(calibration_pairs=0)
+        )
+        began = time.perf_counter()
+        facts = score(
+            config, pairs=PreferencePairs(options.work / "pairs"), out=options.work / "logprobs",
+            resources=ScoreResources(cpus_per_actor=os.cpu_count()),
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+    actor = max(each["peak_memory_gb"] for each in facts["actors"].values())
+    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return {"seconds": seconds, "driver_gb": driver, "actor_gb": actor}
+
+
+def tiny_model(folder: Path) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=1024, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def random_pairs(count: int, work: Path) -> Path:
+    """Pairs of 50 to 150 tokens, 500 a part."""
+    import pyarrow as pa
+
+    from stages import schema
+
+    chance = np.random.default_rng(0)
+    rows, sides = [], ("prompt", "chosen", "rejected")
+    for i in range(count):
+        ids = {f"{side}_ids": chance.integers(5, 500, chance.integers(17, 50)) for side in sides}
+        rows.append({"pair_id": f"{i:032x}", "split": "train", "source": "-", "source_row": i} | ids)
+    schema.write_part(pa.Table.from_pylist(rows, schema=schema.PAIRS), work / "pairs" / "part-00000.parquet")
+    split(work, parts=count // 500)
+    return work
+
+
+def matmul_peak(options: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
+    from tests.benchmarks.train import peak
+
+    return peak(argparse.Namespace(dtype="float32"))
+
+
+DO = {
+    "torch": lambda options: score_loop("torch", options),
+    "engine": lambda options: score_loop("torch", options),
+    "vllm": lambda options: score_loop("vllm", options),
+    "transformers": by_transformers,
+    "stage": run_stage,
+    "peak": matmul_peak,
+}
+
+if __name__ == "__main__":
+    main()

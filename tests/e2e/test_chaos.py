@@ -1,0 +1,111 @@
+"""Scoring with everything going wrong at once, in real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import ROOT, Project, make_project
+from ray.util.state import list_actors
+
+from stages.artifacts import Manifest
+
+
+def start(project: Project, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipeline", "run", str(project.recipe), "--cluster", str(project.cluster)]
+    return subprocess.Popen(
+        [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(driver: subprocess.Popen) -> str:
+    said, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+    return said
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> Project:
+    """24 parts on two actors, slow ones. The tokenizer has one token that the model lacks, and one triple uses it."""
+    from transformers import AutoTokenizer
+
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in tiny_model.iterdir():
+        (model / path.name).write_bytes(path.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([f"<filler {i}>" for i in range(320 - len(tokenizer))])
+    tokenizer.add_tokens(["<poison>"])
+    assert tokenizer.convert_tokens_to_ids("<poison>") == 320  # the model has the ids 0 to 319
+    tokenizer.save_pretrained(model)
+    project = make_project(tmp_path, model, num_triples=240)
+    triples = (tmp_path / "triples.jsonl").read_text()
+    (tmp_path / "triples.jsonl").write_text(triples.replace("number 123?", "number <poison>?"))
+    recipe = yaml.safe_load(project.recipe.read_text())
+    recipe["shard"]["num_parts"] = 24
+    project.recipe.write_text(yaml.safe_dump(recipe))
+    score = {"actors": 2, "max_tokens_per_batch": 1, "attempts": 1}
+    cluster = {"root": str(tmp_path / "runs"), "address": ray_cluster, "score": score}
+    project.cluster.write_text(yaml.safe_dump(cluster))
+    return project
+
+
+def parts_of(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}
+
+
+def wait_for(parts: int, folder: Path, driver: subprocess.Popen) -> None:
+    while len(parts_of(folder)) < parts:
+        assert driver.poll() is None, driver.stdout.read()
+        time.sleep(0.01)
+
+
+def scorers() -> list[int]:
+    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    return [actor.pid for actor in actors if "PartScorer" in actor.class_name]
+
+
+def test_exactly_once_whatever_dies(project: Project) -> None:
+    finish(start(project, "--only", "shard"))
+    folder = project.plan()["score"].folder
+    driver = start(project, "--only", "score")
+    wait_for(4, folder, driver)
+    os.kill(scorers()[0], signal.SIGKILL)
+    wait_for(10, folder, driver)  # with the engine of the poisonous pair raising somewhere in between
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    finished = parts_of(folder)
+    assert 10 <= len(finished) < 24
+    assert not (folder / "manifest.json").exists()
+
+    finish(start(project, "--only", "score"))
+    assert {name: parts_of(folder)[name] for name in finished} == finished
+    manifest = Manifest.read(folder)
+    assert manifest.facts["pairs"] == 240
+    (poisonous,) = pq.read_table(folder / "rejects.parquet").to_pylist()
+    assert "IndexError" in poisonous["error"]
+    errors = pq.read_table(folder / poisonous["part"], columns=["error"])["error"]
+    assert len(errors) - errors.null_count == 1
+
+    elsewhere = project.folder / "undisturbed"
+    finish(start(project, "--until", "score", "--set", f"cluster.root={elsewhere}"))
+    assert Manifest.read(elsewhere / "score" / folder.name).files == manifest.files
+
+
+def test_two_runs_of_one_recipe_make_one_artifact(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> None:
+    project = make_project(tmp_path, tiny_model, num_triples=80)
+    cluster = {"root": str(tmp_path / "runs"), "address": ray_cluster, "score": {"max_tokens_per_batch": 1}}
+    project.cluster.write_text(yaml.safe_dump(cluster))
+    project.run(stages=["shard"])
+    drivers = [start(project, "--only", "score") for _ in range(2)]
+    said = [finish(driver) for driver in drivers]
+    assert sum("is being made by process" in text for text in said) == 1
+    assert sorted(" hit " in text for text in said) == [False, True]
+    step = project.plan()["score"]
+    assert step.state == "hit"
+    assert step.manifest.facts["scored"] == 80
