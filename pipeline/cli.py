@@ -20,7 +20,7 @@ from pipeline.recipe import Cluster, Recipe
 from pipeline.runner import State, Step, plan, run
 from pipeline.store import Store, damage
 from pipeline.tables import figure, print_done, print_plan
-from stages.errors import ContractError, MissingArtifact, RecipeError
+from stages.errors import ContractError, MissingArtifact, RecipeError, is_disk_full
 
 app = typer.Typer(
     help="Preference tuning on Ray: shard -> score -> train.", no_args_is_help=True, add_completion=False,
@@ -182,6 +182,10 @@ def _errors(console: Console, log: Path | None = None) -> Iterator[None]:
         console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(2) from None
     except Exception as error:
+        if is_disk_full(error):
+            told = f"the disk is full: {error}. Make room under cluster.root; what is finished is kept: run it again"
+            console.print(f"[bold red]error:[/] {escape(told)}", soft_wrap=True, highlight=False)
+            raise typer.Exit(2) from None
         if log is None:
             raise
         print(traceback.format_exc(), file=sys.stderr, flush=True)

@@ -15,8 +15,9 @@ from pipeline.recipe import Wandb
 # Which metrics stand beside the bar, under which short name.
 _SHOWN = {
     "loss": "loss", "rewards/margins": "margin", "pairs_per_second": "pairs/s", "pairs/s": "pairs/s",
-    "tokens/s": "tokens/s", "actors": "actors", "unscored": "unscored",
+    "tokens/s": "tokens/s", "actors": "actors", "died": "died", "unscored": "unscored",
 }  # fmt: skip
+_RARE = ("died", "unscored")  # shown when there is something to show
 
 
 @contextmanager
@@ -50,7 +51,11 @@ class Bar:
         self._progress.update(self._task, total=total, completed=done, description=f"{self._name} {unit}")
 
     def advance(self, done: int, **figures: float) -> None:
-        shown = " ".join(f"{label} {figures[key]:.3g}" for key, label in _SHOWN.items() if key in figures)
+        shown = " ".join(
+            f"{label} {figures[key]:.3g}"
+            for key, label in _SHOWN.items()
+            if key in figures and (figures[key] or key not in _RARE)
+        )
         self._progress.update(self._task, completed=done)
         if shown:
             self._progress.update(self._task, figures=shown)

@@ -1,7 +1,9 @@
 """The errors a user can cause. Each is a standard type too, and picklable, because they cross Ray."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 
 class RecipeError(ValueError):
@@ -14,6 +16,10 @@ class ContractError(ValueError):
 
 class MissingArtifact(FileNotFoundError):
     """A stage's input has not been made yet."""
+
+
+def is_disk_full(error: BaseException | None) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -30,7 +36,7 @@ def out_of_ray() -> Iterator[None]:
 
 def _user_error(error: BaseException | None) -> BaseException | None:
     """Ray Data keeps the original in `cause` and `__cause__`, Ray Train in `worker_failures` by rank."""
-    if error is None or type(error) in (RecipeError, ContractError, MissingArtifact):
+    if error is None or type(error) in (RecipeError, ContractError, MissingArtifact) or is_disk_full(error):
         return error
     inner = [getattr(error, "cause", None), error.__cause__, getattr(error, "_base_exc", None)]
     inner += getattr(error, "worker_failures", {}).values()

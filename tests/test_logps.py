@@ -206,6 +206,13 @@ def test_a_model_too_short_is_refused(tiny_model: Path) -> None:
         load(str(tiny_model), "float32", 300)
 
 
+def test_damaged_weights_are_refused() -> None:
+    model = make(CONFIGS["llama"])
+    model.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(RecipeError, match="llama gives log-probs that are not finite: its weights are damaged"):
+        wrap(model, "llama")
+
+
 def test_frequencies_that_depend_on_neighbours_are_refused(tmp_path: Path) -> None:
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     config = Phi3Config(**GROUPED, rope_parameters=rope, original_max_position_embeddings=32)

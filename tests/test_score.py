@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import Project
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError
@@ -54,3 +55,15 @@ def test_a_damaged_part_of_pairs_is_named(trained: Project, tmp_path: Path) -> N
     config = trained.plan()["score"].config
     with pytest.raises(ContractError, match=r"part-00001\.parquet cannot be read as Parquet.*--only shard"):
         score(config, pairs=PreferencePairs(tmp_path), out=tmp_path / "out", resources=ScoreResources())
+
+
+def test_too_many_pairs_without_log_probs_stop_the_stage(trained: Project, tiny_model: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=False)
+    newline = AutoTokenizer.from_pretrained(tiny_model)("\n").input_ids[0]  # stands in every prompt
+    model.model.embed_tokens.weight.data[newline] = np.nan
+    model.save_pretrained(tmp_path / "model")
+    config = trained.plan("score.model=" + str(tmp_path / "model"))["score"].config
+    pairs, out = PreferencePairs(trained.plan()["shard"].folder), tmp_path / "out"
+    with pytest.raises(ContractError, match=r"40 of 40 pairs could not be scored.*the log-prob of token 0 is nan"):
+        score(config, pairs=pairs, out=out, resources=ScoreResources())
+    assert len(pq.read_table(out / "rejects.parquet")) == 40

@@ -82,6 +82,10 @@ def wrap(causal_lm: PreTrainedModel, name: str) -> PairLogprobs:
     if not isinstance(causal_lm.get_output_embeddings(), nn.Linear):
         raise RecipeError(f"{name} ({type(causal_lm).__name__}) has no linear head over its vocabulary")
     expected = _own_logps(causal_lm.eval())  # before its layers are taken over
+    if not expected.isfinite().all():
+        raise RecipeError(
+            f"{name} gives log-probs that are not finite: its weights are damaged, or too large for a dtype"
+        )
     model = PairLogprobs(causal_lm)
     reason = attention.why_not(type(causal_lm), causal_lm.config.get_text_config())
     if reason is None:

@@ -1,5 +1,6 @@
 """The callable of the actor pool: a part of pairs goes in, a part of log-probs is on disk."""
 
+import json
 import os
 import resource
 import sys
@@ -8,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pyarrow.compute as pc
 
 from stages import schema
 from stages.artifacts import PreferencePairs, check_covers
-from stages.errors import ContractError, RecipeError
+from stages.errors import ContractError, RecipeError, is_disk_full
 from stages.score.attempts import Attempts
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.score.known import KnownLogprobs
@@ -40,19 +42,29 @@ def engine_starts(job: Job) -> Attempts:
     return Attempts(job.out / ".attempts" / "engine", job.resources.attempts)
 
 
+def reports_of(out: Path) -> Path:
+    """The folder of a report for each part, so that the facts cover all runs that an artifact took to make."""
+    return out / ".reports"
+
+
 class PartScorer:
-    """Its state is one engine; its effect is one part on disk a call."""
+    """Its state is one engine; its effect is one part on disk a call. Actors call it from one thread at a time."""
 
     def __init__(self, job: Job):
         self.job = job
         self.parts = job.pairs.parts
-        starts = engine_starts(job)
+
+    @cached_property
+    def scorer(self) -> TorchScorer | VllmScorer:
+        """The engine, made at the first pairs to score: an error of __init__ would reach the driver as mere text."""
+        job, starts = self.job, engine_starts(self.job)
         if len(said := starts.failed("start")) >= job.resources.actors * (1 + starts.limit):
             raise RecipeError(f"the engine for {job.config.model} died {len(said)} times while it started: {said[-1]}")
         scorer = VllmScorer if job.config.backend == "vllm" else TorchScorer
         with starts.attempt("start"):
-            self.scorer = scorer(job.config, job.resources, job.longest)
+            made = scorer(job.config, job.resources, job.longest)
         starts.forget()
+        return made
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Score the part that `batch` names, and report in one row.
@@ -66,8 +78,6 @@ class PartScorer:
         attempts = Attempts(self.job.out / ".attempts" / part, self.job.resources.attempts)
         scored = _in_order(pa.concat_tables([known, self._score(new, attempts, part)]), pairs)
         check_covers(scored, pairs, f"the log-probs just scored for {part}")
-        schema.write_part(scored, self.job.out / part)
-        attempts.forget()
         report = {
             "part": part,
             "actor": f"{os.uname().nodename}:{os.getpid()}",
@@ -75,20 +85,26 @@ class PartScorer:
             "scored": len(new),
             "tokens": count_tokens(new),
             "unscored": len(scored) - scored["error"].null_count,
-            "path": self.scorer.path,
+            "path": self.scorer.path if len(new) else "taken over",
             "seconds": time.perf_counter() - began,
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,  # of the process so far
         }
+        reports = reports_of(self.job.out)
+        reports.mkdir(exist_ok=True)
+        (reports / f"{part}.json").write_text(json.dumps(report))
+        schema.write_part(scored, self.job.out / part)
+        attempts.forget()
         return pa.Table.from_pylist([report])
 
     def _score(self, pairs: pa.Table, attempts: Attempts, part: str) -> pa.Table:
         """Rows of LOGPROBS for `pairs`, all in one go: so the values do not depend on what failed before."""
         if not len(pairs):
             return schema.LOGPROBS.empty_table()
+        scorer = self.scorer
         if len(attempts.failed("whole")) >= attempts.limit:
             for rows in attempts.search(range(len(pairs))):
                 with self._or_die(attempts, attempts.name(rows)):
-                    self.scorer.token_logps(pairs.slice(rows.start, len(rows)))
+                    scorer.token_logps(pairs.slice(rows.start, len(rows)))
                 attempts.mark_good(rows)
             errors = attempts.poisonous(range(len(pairs)))
         else:
@@ -102,7 +118,7 @@ class PartScorer:
             )
         healthy = pairs.filter(pa.array(~poisonous))
         with self._or_die(attempts, name):
-            scored = schema.logprobs_table(healthy, self.scorer.token_logps(healthy) if len(healthy) else [])
+            scored = schema.logprobs_table(healthy, scorer.token_logps(healthy) if len(healthy) else [])
         return pa.concat_tables(
             [scored, schema.unscored_table(pairs.filter(pa.array(poisonous)), list(errors.values()))]
         )
@@ -113,7 +129,9 @@ class PartScorer:
         try:
             with attempts.attempt(name):
                 yield
-        except Exception:
+        except Exception as error:
+            if is_disk_full(error):  # then no attempt could be noted, and so none be the last
+                raise
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
@@ -132,8 +150,9 @@ def count_tokens(pairs: pa.Table) -> int:
     return int(2 * prompt + chosen + rejected)
 
 
-def facts_of(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the parts of one run add up to."""
+def facts_of(out: Path) -> dict[str, Any]:
+    """What the reports under `out` add up to."""
+    reports = [json.loads(path.read_text()) for path in sorted(reports_of(out).glob("*.json"))]
     actors: dict[str, dict[str, float]] = {}
     for report in reports:
         figures = actors.setdefault(report["actor"], {"parts": 0, "pairs": 0, "tokens": 0, "seconds": 0.0})

@@ -41,7 +41,7 @@ def score(
     job = Job(config, resources, pairs, KnownLogprobs(known), out, made["longest"])
     todo = [part for part in pairs.parts if not (out / part).exists()]
     engine_starts(job).forget()  # of an earlier run
-    reports = _follow(job, todo, progress or Silent())
+    _follow(job, todo, progress or Silent())
     unscored = _write_rejects(pairs, out)
     _check_unscored(unscored, made["pairs"], config, out)
     train = unscored["split"].to_pylist().count("train")
@@ -51,14 +51,14 @@ def score(
         "bytes_per_pair": round(sum((out / part).stat().st_size for part in pairs.parts) / max(made["pairs"], 1), 1),
         "backend": config.backend,
         "unscored": {"train": train, "eval": len(unscored) - train},
-        **facts_of(reports),
+        **facts_of(out),
         **({"calibration": _calibration(job)} if config.accept.calibration_pairs else {}),
     }
 
 
-def _follow(job: Job, todo: list[str], progress: Progress) -> list[dict[str, Any]]:
-    """Let the pool score the parts `todo`, and keep their reports."""
-    total = len(job.pairs.parts)
+def _follow(job: Job, todo: list[str], progress: Progress) -> None:
+    """Let the pool score the parts `todo`, and tell of it."""
+    total, pool = len(job.pairs.parts), min(job.resources.actors, len(todo))
     progress.start(total, total - len(todo), "parts")
     reports: list[dict[str, Any]] = []
     began = time.perf_counter()
@@ -66,16 +66,17 @@ def _follow(job: Job, todo: list[str], progress: Progress) -> list[dict[str, Any
         for report in _scored_parts(todo, job):
             reports.append(report)
             seconds = time.perf_counter() - began
+            actors = {each["actor"] for each in reports}
             progress.advance(
                 total - len(todo) + len(reports),
                 **{
                     "pairs/s": sum(each["pairs"] for each in reports) / seconds,
                     "tokens/s": sum(each["tokens"] for each in reports) / seconds,
-                    "actors": len({each["actor"] for each in reports}),
+                    "actors": len({each["actor"] for each in reports[-4 * pool :]}),  # those at work of late
+                    "died": max(0, len(actors) - pool),
                     "unscored": sum(each["unscored"] for each in reports),
                 },
             )
-    return reports
 
 
 def _scored_parts(todo: list[str], job: Job) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,10 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    from stages.score.part_scorer import count_tokens
+
     measured: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
-    peaks = []
+    tokens, peaks = sum(map(count_tokens, tables(work))), []
     for number in range(options.rounds):
         peaks.append(measure("peak", options, work))
         for system in SYSTEMS:
@@ -72,19 +75,29 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             else:
                 found = measure(system, options, work)
             measured[system].append(found)
-            rest = "".join(f", {key} {value:.4g}" for key, value in found.items() if key != "pairs_per_s")
-            print(f"round {number + 1}, {system:12}: {found['pairs_per_s']:.3f} pairs/s{rest}", flush=True)
+            speed = found["pairs_per_s"]
+            rest = f", {found['flops'] / 1e9:.0f} GFLOP/s" if "flops" in found else ""
+            print(
+                f"round {number + 1}, {system:12}: {speed:.3f} pairs/s, "
+                f"{speed * tokens / options.pairs:.0f} tokens/s{rest}",
+                flush=True,
+            )
 
     def ratio(system: str, other: str) -> float:
         pairs = zip(measured[system], measured[other], strict=True)
         return round(statistics.median(a["pairs_per_s"] / b["pairs_per_s"] for a, b in pairs), 3)
 
-    shares = [found["flops"] / peak["torch"] for found, peak in zip(measured["torch"], peaks, strict=True)]
+    shares = {
+        name: statistics.median(
+            found["flops"] / peak[name] for found, peak in zip(measured["torch"], peaks, strict=True)
+        )
+        for name in ("torch", "ours")
+    }
     result: dict[str, Any] = {
         "torch_over_transformers": ratio("torch", "transformers"),
         "torch_over_vllm": ratio("torch", "vllm"),
     }
-    result["torch_peak_share"] = round(statistics.median(shares), 3)
+    result |= {"peak_share": round(shares["torch"], 3), "linear_peak_share": round(shares["ours"], 3)}
     if measured["trl"]:
         result |= {"torch_over_trl": ratio("torch", "trl"), "vllm_over_trl": ratio("vllm", "trl")}
     return result
@@ -146,12 +159,17 @@ def split(work: Path, parts: int) -> None:
     Manifest("shard", "0" * 64, {}, [], facts, {}).write(folder)
 
 
+def tables(work: Path) -> Iterator[Any]:
+    from stages.artifacts import PreferencePairs
+
+    pairs = PreferencePairs(work / "pairs")
+    return map(pairs.read, pairs.parts)
+
+
 def score_loop(backend: str, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from stages.artifacts import PreferencePairs
     from stages.score.config import ScoreConfig, ScoreResources
-    from stages.score.part_scorer import count_tokens
     from stages.score.torch_scorer import TorchScorer
     from stages.score.vllm_scorer import VllmScorer
 
@@ -159,16 +177,14 @@ def score_loop(backend: str, options: argparse.Namespace) -> dict[str, Any]:
     config = ScoreConfig(model=str(options.model), backend=backend, dtype="float32")
     resources = ScoreResources(gpus_per_actor=int(torch.cuda.is_available()), cpus_per_actor=os.cpu_count())
     scorer = (TorchScorer if backend == "torch" else VllmScorer)(config, resources, 512)
-    loaded, tokens, count = time.perf_counter(), 0, 0
-    pairs = PreferencePairs(options.work / "pairs")
-    for part in pairs.parts:
-        table = pairs.read(part)
+    loaded, count = time.perf_counter(), 0
+    for table in tables(options.work):
         scorer.token_logps(table)
-        tokens, count = tokens + count_tokens(table), count + len(table)
+        count += len(table)
     done = time.perf_counter()
-    found = {"pairs_per_s": count / (done - loaded), "tokens_per_s": tokens / (done - loaded), "seconds": done - began}
+    found = {"pairs_per_s": count / (done - loaded), "seconds": done - began}
     if isinstance(scorer, TorchScorer):
-        rows = [row for part in pairs.parts for row in pairs.read(part).to_pylist()]
+        rows = [row for table in tables(options.work) for row in table.to_pylist()]
         found["flops"] = sum(operations(scorer.model, row) for row in rows) / (done - loaded)
     return found
 
@@ -185,11 +201,8 @@ def by_transformers(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from stages.artifacts import PreferencePairs
-
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
-    pairs = PreferencePairs(options.work / "pairs")
-    rows = [row for part in pairs.parts for row in pairs.read(part).to_pylist()]
+    rows = [row for table in tables(options.work) for row in table.to_pylist()]
     sequences = [(row["prompt_ids"], row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
     sequences.sort(key=lambda each: len(each[0]) + len(each[1]))
     began = time.perf_counter()

@@ -1,10 +1,12 @@
 """Scoring with everything going wrong at once, in real processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -109,3 +111,38 @@ def test_two_runs_of_one_recipe_make_one_artifact(tmp_path: Path, tiny_model: Pa
     step = project.plan()["score"]
     assert step.state == "hit"
     assert step.manifest.facts["scored"] == 80
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", folder], check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_is_one_message_and_a_rerun_goes_on(
+    tmp_path: Path, tiny_model: Path, ray_cluster: str, disk: Path
+) -> None:
+    project = make_project(tmp_path, tiny_model, num_triples=160)
+    project.cluster.write_text(yaml.safe_dump({"root": str(disk), "address": ray_cluster}))
+    parts = "shard.num_parts=16"
+    project.run(parts, stages=["shard"])
+    room = shutil.disk_usage(disk).used + 60_000
+    subprocess.run(["mount", "-o", f"remount,size={room}", disk], check=True)
+    driver = start(project, "--set", parts, "--only", "score")
+    said, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 2, said
+    assert "error: the disk is full" in said
+    assert "No space left on device" in said
+    folder = project.plan(parts)["score"].folder
+    finished = parts_of(folder)
+    assert 0 < len(finished) < 16
+
+    subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+    (done,) = project.run(parts, stages=["score"]).values()
+    assert {name: parts_of(folder)[name] for name in finished} == finished
+    assert done.step.manifest.facts["scored"] == 160  # of both runs

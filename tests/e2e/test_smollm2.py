@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from conftest import ROOT
 
-from stages.artifacts import PolicyCheckpoint
+from stages.artifacts import Manifest, PolicyCheckpoint
 
 
 def test_the_demo_in_small(smollm2: Path, ray_cluster: str, tmp_path: Path) -> None:
@@ -27,8 +27,10 @@ def test_the_demo_in_small(smollm2: Path, ray_cluster: str, tmp_path: Path) -> N
     command += [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stdout + result.stderr
-    (folder,) = (tmp_path / "train").iterdir()
-    policy = PolicyCheckpoint(folder)
+    (scored,), (trained,) = ((tmp_path / stage).iterdir() for stage in ("score", "train"))
+    assert "off trainer" in result.stdout
+    assert Manifest.read(scored).facts["calibration"]["per token"]["max"] < 1e-3  # vLLM against the forward of training
+    policy = PolicyCheckpoint(trained)
     before, first, _, after = policy.metrics
     assert abs(first["loss"] - math.log(2)) < 1e-3
     assert first["check/ref_drift"] < 1e-3  # vLLM scored what torch trains
