@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 Ids = Sequence[int]
+ROUND = 64  # oneDNN keeps up to a megabyte for each number of rows that it has ever multiplied
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,10 @@ class Layout:
         return list(token_logps.split(torch.bincount(self.owners, minlength=2 * self.num_pairs).tolist()))
 
 
-def pack(pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:
+def pack(pairs: Sequence[tuple[Ids, Ids, Ids]], multiple: int = 1) -> Layout:
     """Lay out pairs, given as (prompt_ids, chosen_ids, rejected_ids), one after another in one row without padding.
+
+    But for a last stretch that makes the row's length a `multiple`, and attends to itself alone.
 
     Completions have at least one token; a prompt may be empty. The last token of a completion is predicted but predicts
     nothing, so it is no input. Positions of both completions go on from the trunk's.
@@ -95,11 +98,15 @@ def pack(pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:
             if branch:
                 lengths.append(len(branch))
                 before.append(number)
-    if not ids:  # only empty prompts and completions of one token: a model wants a token all the same
-        ids, positions, lengths, before = [0], [0], [1], [None]
-    targets = _targets(pairs, places)
+    targets, num_tokens = _targets(pairs, places), len(ids)
+    # Where there are only empty prompts and completions of one token, a model wants a token all the same.
+    if spare := -len(ids) % multiple or int(not ids):
+        ids += [0] * spare
+        positions += [0] * spare
+        lengths.append(spare)
+        before.append(None)
     row, stretches = torch.tensor([positions]), Stretches.of(lengths, before)
-    return Layout(torch.tensor([ids]), *targets, len(pairs), len(ids), position_ids=row, stretches=stretches)
+    return Layout(torch.tensor([ids]), *targets, len(pairs), num_tokens, position_ids=row, stretches=stretches)
 
 
 def pad(pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:

@@ -6,12 +6,13 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.functional import pad as pad_end
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from stages.errors import RecipeError
 from stages.logps import attention
 from stages.logps.head import Head, LogitRule
-from stages.logps.layout import Ids, Layout, pack, pad
+from stages.logps.layout import ROUND, Ids, Layout, pack, pad
 from stages.logps.linear import Linear
 from stages.model_files import max_positions, split_revision
 
@@ -44,7 +45,7 @@ class PairLogprobs(nn.Module):
 
     def lay_out(self, pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:
         """Pairs as (prompt_ids, chosen_ids, rejected_ids) -> what this model's forward takes."""
-        return pack(pairs) if self.shares_prompts else pad(pairs)
+        return pack(pairs, ROUND) if self.shares_prompts else pad(pairs)
 
     def forward(self, layout: Layout) -> torch.Tensor:
         """Log-probs [N] float32, nats, of the layout's target tokens, given what comes before them in their sequence.
@@ -56,9 +57,10 @@ class PairLogprobs(nn.Module):
         if layout.stretches is not None:
             seen = {"position_ids": layout.position_ids, "stretches": layout.stretches}
         output = self.causal_lm.base_model(input_ids=layout.input_ids, use_cache=False, **seen)
-        hidden = output.last_hidden_state.flatten(0, 1)[layout.sources.clamp(min=0)]
-        logps: torch.Tensor = self.head.target_logps(hidden, layout.targets, self.rule)
-        return logps.where(layout.sources >= 0, 0.0)
+        spare = (0, -len(layout.targets) % ROUND)
+        hidden = output.last_hidden_state.flatten(0, 1)[pad_end(layout.sources.clamp(min=0), spare)]
+        logps: torch.Tensor = self.head.target_logps(hidden, pad_end(layout.targets, spare), self.rule)
+        return logps[: len(layout.targets)].where(layout.sources >= 0, 0.0)
 
 
 def load(name: str, dtype: str, longest: int) -> PairLogprobs:
