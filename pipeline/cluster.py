@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.recipe import Cluster
 from stages.errors import RecipeError
+from stages.train.config import Elastic
 
 CODE = Path(__file__).parents[1]  # the checkout: it holds pipeline/ and stages/
 _NOT_CODE = ["/.git/", "/.venv/", "/.models/", "/runs/", "/tests/", "/infra/"]
@@ -47,9 +48,11 @@ def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
 
 def _check_fits(cluster: Cluster, have: dict[str, float]) -> None:
     """On a machine that cannot grow, a stage that wants more than there is would wait for ever."""
+    workers = cluster.train.workers
+    least = workers.min if isinstance(workers, Elastic) else workers
     for field, count, resources in (
         ("score.actors", cluster.score.actors, (cluster.score.cpus_per_actor, cluster.score.gpus_per_actor)),
-        ("train.workers", cluster.train.workers, (cluster.train.cpus_per_worker, cluster.train.gpus_per_worker)),
+        ("train.workers", least, (cluster.train.cpus_per_worker, cluster.train.gpus_per_worker)),
     ):
         for kind, each in zip(("CPU", "GPU"), resources, strict=True):
             if count * each > have.get(kind, 0):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.recipe import Wandb
@@ -50,7 +51,7 @@ class Bar:
     def start(self, total: int, done: int, unit: str) -> None:
         self._progress.update(self._task, total=total, completed=done, description=f"{self._name} {unit}")
 
-    def advance(self, done: int, **figures: float) -> None:
+    def advance(self, done: int, **figures: Any) -> None:
         shown = " ".join(
             f"{label} {figures[key]:.3g}"
             for key, label in _SHOWN.items()
@@ -61,6 +62,9 @@ class Bar:
             self._progress.update(self._task, figures=shown)
         if self._tracker:
             self._tracker.log(figures, step=done)
+
+    def notice(self, message: str) -> None:
+        self._progress.console.print(f"[yellow]Warning:[/] {escape(message)}", soft_wrap=True, highlight=False)
 
 
 @contextmanager

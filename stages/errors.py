@@ -22,6 +22,11 @@ def is_disk_full(error: BaseException | None) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def is_for_users(error: BaseException | None) -> bool:
+    """Whether people have to mend it, and no other attempt would end otherwise."""
+    return type(error) in (RecipeError, ContractError, MissingArtifact) or is_disk_full(error)
+
+
 @contextmanager
 def out_of_ray() -> Iterator[None]:
     """Raise a user's error that happened in a Ray worker as itself, without the wrapping Ray puts around it."""
@@ -36,7 +41,7 @@ def out_of_ray() -> Iterator[None]:
 
 def _user_error(error: BaseException | None) -> BaseException | None:
     """Ray Data keeps the original in `cause` and `__cause__`, Ray Train in `worker_failures` by rank."""
-    if error is None or type(error) in (RecipeError, ContractError, MissingArtifact) or is_disk_full(error):
+    if error is None or is_for_users(error):
         return error
     inner = [getattr(error, "cause", None), error.__cause__, getattr(error, "_base_exc", None)]
     inner += getattr(error, "worker_failures", {}).values()

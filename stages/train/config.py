@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.config import Config, Count, Fraction
 
@@ -32,6 +32,8 @@ class TrainConfig(Config):
     epochs: float = Field(1.0, gt=0)
     max_steps: Count | None = None  # stop early
     seed: int = Field(0, ge=0)
+    eval_steps: Count | None = None  # look at the held-out pairs every so many steps; None: at start and end alone
+    max_skipped_steps: int = Field(10, ge=0)  # with a loss or gradient that is not finite; one more ends the run
 
     lr: float = Field(5e-7, gt=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -42,10 +44,29 @@ class TrainConfig(Config):
     max_grad_norm: float | None = Field(1.0, gt=0)
 
 
+class Elastic(Config):
+    """As many workers as there is room for."""
+
+    min: Count = 1
+    max: Count
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Elastic":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+
 class TrainResources(Config):
-    workers: Count = 1
+    workers: Count | Elastic = 1  # a number, or {min: .., max: ..}: then a run goes on without nodes that it loses
     cpus_per_worker: Count = 1
     gpus_per_worker: int = Field(0, ge=0, le=1)
+    restarts: int = Field(3, ge=0)  # of all workers, when one dies, with or without its node; preemptions do not count
+    resize_seconds: float = Field(60, gt=0)  # how often an elastic run looks for room for more workers
+    stall_seconds: float = Field(600, gt=0)  # a step that takes longer is reported with each worker's stack
+    checkpoint_steps: Count | None = None  # save every so many steps; None: by time alone
+    checkpoint_minutes: float = Field(15, gt=0)
+    keep_checkpoints: Count = 2  # the newest, and besides the one of the lowest loss on held-out pairs
     # What follows trades memory for time; the result does not depend on it but for rounding.
     max_tokens_per_microbatch: Count = 8192
     activation_checkpointing: Literal["none", "selective", "layer"] = "none"  # selective: all but matmuls is recomputed

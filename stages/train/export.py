@@ -1,4 +1,4 @@
-"""What a finished run leaves: a sharded checkpoint to resume from, and a Hugging Face folder to use."""
+"""What a finished run leaves: a Hugging Face folder to use."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,8 +6,7 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoTokenizer, PreTrainedModel
 
 from stages.logps.model import PairLogprobs
@@ -21,16 +20,6 @@ _PREFIX = "causal_lm."  # where PairLogprobs holds the model
 def _options(config: TrainConfig) -> StateDictOptions:
     """With LoRA, the base model's weights are not kept: they stand in the model that training started from."""
     return StateDictOptions(ignore_frozen_params=config.lora is not None)
-
-
-def save_checkpoint(
-    folder: Path, model: PairLogprobs, optimizer: torch.optim.Optimizer, step: int, config: TrainConfig
-) -> None:
-    """Model, optimizer and step, each rank its shard. Called by all ranks."""
-    model_state, optimizer_state = get_state_dict(model, optimizer, options=_options(config))
-    if config.lora is not None:  # a frozen head that is tied to the embedding stays in the state
-        model_state = {name: weight for name, weight in model_state.items() if "lora_" in name}
-    dcp.save({"model": model_state, "optimizer": optimizer_state, "step": step}, checkpoint_id=folder)
 
 
 def export_policy(folder: Path, model: PairLogprobs, config: TrainConfig) -> None:

@@ -1,5 +1,6 @@
 """The training set: pairs zipped with their reference log-probs, part by part, every row checked."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,11 @@ class PairTable:
 
     def __len__(self) -> int:
         return len(self._table)
+
+    def digest(self, rows: np.ndarray) -> str:
+        """Of the ids of some pairs, in their order: 12 hex digits."""
+        ids = self._table["pair_id"].take(pa.array(rows)).to_pylist()
+        return hashlib.sha256("".join(ids).encode()).hexdigest()[:12]
 
     def batch(self, rows: np.ndarray, model: PairLogprobs, device: torch.device) -> Batch:
         """The pairs of `rows`, laid out for `model`, with every tensor on `device`."""

@@ -1,6 +1,5 @@
 """The train stage: Ray Train starts the workers; the metrics they write are followed here."""
 
-import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +15,11 @@ from stages.errors import ContractError, out_of_ray
 from stages.logps.model import check_fits
 from stages.progress import Progress, Silent
 from stages.train.batches import num_steps
-from stages.train.config import TrainConfig, TrainResources
-from stages.train.worker import Job, clear, train_worker
+from stages.train.config import Elastic, TrainConfig, TrainResources
+from stages.train.follower import Follower
+from stages.train.metrics_log import Metrics
+from stages.train.refusal import Refusal
+from stages.train.worker import Job, train_worker
 
 
 def train(
@@ -41,62 +43,52 @@ def train(
     if not num_pairs:
         raise ContractError(f"PreferencePairs {pairs.folder.name} has no pair to train on; lower shard.eval_fraction")
     out.mkdir(parents=True, exist_ok=True)
-    clear(out)
     steps = num_steps(num_pairs, config)
     _fit(Job(config, resources, pairs, logprobs, out, made["longest"]), steps, progress or Silent())
     return _facts(PolicyCheckpoint(out).metrics, steps, num_pairs)
 
 
 def _fit(job: Job, steps: int, progress: Progress) -> None:
-    scratch = job.out / ".ray"
-    shutil.rmtree(scratch, ignore_errors=True)  # Ray Train would take an earlier run of this name up again
-    resources = {"CPU": job.resources.cpus_per_worker, "GPU": job.resources.gpus_per_worker}
+    resources, scratch, refusal = job.resources, job.out / ".ray", Refusal(job.out)
+    shutil.rmtree(scratch, ignore_errors=True)  # what is taken up are our own checkpoints, not Ray Train's
+    refusal.forget()
+    workers = resources.workers
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=job.resources.workers,
-            use_gpu=bool(job.resources.gpus_per_worker),
-            resources_per_worker=resources,
+            num_workers=(workers.min, workers.max) if isinstance(workers, Elastic) else workers,
+            use_gpu=bool(resources.gpus_per_worker),
+            resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
+            elastic_resize_monitor_interval_s=resources.resize_seconds,
         ),
         run_config=RunConfig(
             name="train",
             storage_path=str(scratch),
-            failure_config=FailureConfig(max_failures=0),
-            worker_runtime_env={} if job.resources.gpus_per_worker else {"env_vars": CPU_ENVIRONMENT},
+            failure_config=FailureConfig(max_failures=resources.restarts),
+            worker_runtime_env={} if resources.gpus_per_worker else {"env_vars": CPU_ENVIRONMENT},
         ),
     )
     finished = Event()
     with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(_follow, job.out / "metrics.jsonl", steps, finished, progress)
+        following = pool.submit(Follower(job, steps, progress).follow, finished)
         try:
             with out_of_ray():
                 trainer.fit()
+        except Exception:
+            refusal.reraise()
+            raise
         finally:
             finished.set()
     following.result()
+    refusal.reraise()
     shutil.rmtree(scratch)
 
 
-def _follow(metrics: Path, steps: int, finished: Event, progress: Progress) -> None:
-    """Report each line of metrics.jsonl as it comes: the file is the truth, whoever watches reads it."""
-    progress.start(steps, 0, "steps")
-    seen = 0
-    while True:
-        last_look = finished.wait(0.3)
-        text = metrics.read_text() if metrics.exists() else ""
-        lines = text[: text.rfind("\n") + 1].splitlines()
-        for line in lines[seen:]:
-            figures = json.loads(line)
-            progress.advance(figures.pop("step"), **figures)
-        seen = len(lines)
-        if last_look:
-            return
-
-
-def _facts(metrics: list[dict[str, float]], steps: int, pairs: int) -> dict[str, Any]:
-    before, first, last, after = metrics[0], metrics[1], metrics[-2], metrics[-1]
-    moved = {"loss": [first["loss"], last["loss"]]}
+def _facts(metrics: list[Metrics], steps: int, pairs: int) -> dict[str, Any]:
+    before, after = metrics[0], metrics[-1]
+    trained = [line for line in metrics[1:] if "loss" in line]  # skipped steps have none
+    moved = {"loss": [trained[0]["loss"], trained[-1]["loss"]]}
     moved |= {
         name: [before[name], after[name]]
         for name in ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins")
@@ -105,8 +97,9 @@ def _facts(metrics: list[dict[str, float]], steps: int, pairs: int) -> dict[str,
     return {
         "steps": steps,
         "pairs": pairs,
+        "skipped": after["skipped"],
         "before and after": moved,  # of training; the loss at its first and last step
-        "check/ref_drift": first["check/ref_drift"],
-        "check/ref_drift_mean": first["check/ref_drift_mean"],
+        "check/ref_drift": metrics[1]["check/ref_drift"],
+        "check/ref_drift_mean": metrics[1]["check/ref_drift_mean"],
         "peak_memory_gb": max(line.get("peak_memory_gb", 0.0) for line in metrics),
     }

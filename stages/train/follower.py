@@ -1,0 +1,47 @@
+"""Follows a run from the driver, by the files that its workers write."""
+
+import time
+from threading import Event
+
+from stages.progress import Progress
+from stages.train.metrics_log import START, MetricsLog
+from stages.train.watch import say_where
+from stages.train.worker import Job
+
+_LOOK_SECONDS = 0.3
+
+
+class Follower:
+    def __init__(self, job: Job, steps: int, progress: Progress):
+        self._job, self._steps, self._progress = job, steps, progress
+        self._metrics, self._position = MetricsLog(job.out / "metrics.jsonl"), START
+        self._in_stall = False
+
+    def follow(self, finished: Event) -> None:
+        """Tell of each step as it ends, of steps left out, and of stalls, until `finished`."""
+        earlier, self._position = self._metrics.since(START)
+        self._progress.start(self._steps, max((line["step"] for line in earlier), default=0), "steps")
+        while not finished.wait(_LOOK_SECONDS):
+            self._tell_steps()
+            self._tell_stall()
+        self._tell_steps()
+
+    def _tell_steps(self) -> None:
+        """After a rewind, all steps are told again: the last one told is where the run is."""
+        lines, self._position = self._metrics.since(self._position)
+        for line in lines:
+            step = line.pop("step")
+            if step and "loss" not in line:
+                self._progress.notice(
+                    f"step {step} is left out, because its loss or gradient is not finite; its pairs stand in "
+                    f"{self._job.out / 'skipped.jsonl'}"
+                )
+            self._progress.advance(step, **line)
+
+    def _tell_stall(self) -> None:
+        folder, seconds = self._job.out / ".stalls", self._job.resources.stall_seconds
+        where = say_where(folder)
+        if where and not self._in_stall:
+            time.sleep(seconds / 5)  # for the other ranks to notice
+            self._progress.notice(f"nothing has moved for {seconds:g} s\n{say_where(folder) or where}")
+        self._in_stall = where is not None
