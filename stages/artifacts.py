@@ -134,7 +134,7 @@ class ReferenceLogprobs:
 
 @dataclass(frozen=True)
 class PolicyCheckpoint:
-    """Output of `train`: `policy/` (Hugging Face), `checkpoint/` (torch.distributed.checkpoint), `metrics.jsonl`.
+    """Output of `train`: `policy/` (Hugging Face), `checkpoints/step-NNNNNNNN/`, `metrics.jsonl`.
 
     With LoRA, `adapter/` (peft), and `policy/` only where the recipe asks for the merged model.
     """

@@ -1,50 +1,82 @@
-"""What a finished run leaves: a Hugging Face folder to use."""
+"""What a finished run leaves to use: a Hugging Face folder, written a piece at a time."""
 
-from dataclasses import replace
+import re
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from stages.logps.model import PairLogprobs
 from stages.model_files import split_revision
 from stages.train.config import TrainConfig
-from stages.train.lora import merged, save_adapter
+from stages.train.lora import merge_adapters, save_adapter
+from stages.train.weight_files import WeightFiles
 
+FILE_BYTES = 5 * 10**9
 _PREFIX = "causal_lm."  # where PairLogprobs holds the model
 
 
-def _options(config: TrainConfig) -> StateDictOptions:
-    """With LoRA, the base model's weights are not kept: they stand in the model that training started from."""
-    return StateDictOptions(ignore_frozen_params=config.lora is not None)
-
-
-def export_policy(folder: Path, model: PairLogprobs, config: TrainConfig) -> None:
+def export_policy(folder: Path, model: PairLogprobs, config: TrainConfig, file_bytes: int = FILE_BYTES) -> None:
     """Weights (safetensors), config, tokenizer and chat template, as transformers and vLLM load them. By all ranks.
 
-    With LoRA, the adapter goes to `adapter` beside `folder`, and `folder` holds the merged model if that is wanted.
+    Rank 0 holds what goes into one file, of about `file_bytes`, and one decoder layer; the others a tensor. With LoRA,
+    the adapter goes to `adapter` beside `folder`, and `folder` holds the merged model if that is wanted.
     """
-    options = replace(_options(config), full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(model, options=options)
-    if dist.get_rank() == 0:
+    causal_lm = model.causal_lm
+    if config.lora is not None:
+        adapters = {name: _whole(weight) for name, weight in _weights(model).items() if "lora_" in name}
+        if dist.get_rank() == 0:
+            save_adapter(folder.with_name("adapter"), causal_lm, adapters, config.policy)
+    if config.lora is None or config.lora.merge:
         dtype = getattr(torch, config.export_dtype)
-        weights = {name.removeprefix(_PREFIX): cast(torch.Tensor, weight).to(dtype) for name, weight in state.items()}
-        if config.lora is None:
-            _save(folder, model.causal_lm, weights, config)
-        else:
-            save_adapter(folder.with_name("adapter"), model.causal_lm, weights, config.policy)
-            if config.lora.merge:
-                _save(folder, merged(config.policy, folder.with_name("adapter"), dtype), None, config)
+        files = WeightFiles(folder, file_bytes) if dist.get_rank() == 0 else None
+        for layer in _layer_by_layer(model):
+            if files:
+                merged = merge_adapters(causal_lm, layer) if config.lora is not None else layer
+                named = revert_weight_conversion(causal_lm, merged)  # as the model's own files name and cut them
+                files.add({name: weight.to(dtype) for name, weight in named.items()})
+        if files:
+            files.close()
+            _save_rest(folder, causal_lm, config)
     dist.barrier()
 
 
-def _save(
-    folder: Path, causal_lm: PreTrainedModel, weights: dict[str, torch.Tensor] | None, config: TrainConfig
-) -> None:
-    causal_lm.config.dtype = getattr(torch, config.export_dtype)
-    causal_lm.save_pretrained(folder, state_dict=weights)
+def _layer_by_layer(model: PairLogprobs) -> Iterator[dict[str, torch.Tensor]]:
+    """Whole tensors on the CPU, in groups: a layer, or a tensor that belongs to none. Tied ones stand once."""
+    causal_lm = model.causal_lm
+    left_out = {*causal_lm.all_tied_weights_keys, *(causal_lm._keys_to_ignore_on_save or ())}
+    weights = {name: weight for name, weight in _weights(model).items() if name not in left_out}
+
+    def layer_of(name: str) -> str:
+        numbered = re.match(r".*?\.\d+\.", name)
+        return numbered[0] if numbered else name
+
+    for _, names in groupby(weights, layer_of):
+        yield {name: _whole(weights[name]) for name in names}
+
+
+def _weights(model: PairLogprobs) -> dict[str, Any]:
+    """By their names in the model; each rank's shards, where it is sharded."""
+    state = get_model_state_dict(model, options=StateDictOptions())
+    return {name.removeprefix(_PREFIX): weight for name, weight in state.items()}
+
+
+def _whole(weight: torch.Tensor) -> torch.Tensor:
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach().cpu()
+
+
+def _save_rest(folder: Path, causal_lm: PreTrainedModel, config: TrainConfig) -> None:
+    causal_lm.config.dtype = config.export_dtype
+    causal_lm.config.architectures = [type(causal_lm).__name__.removeprefix("FSDP")]  # FSDP2 puts its name before it
+    causal_lm.config.save_pretrained(folder)
+    if causal_lm.can_generate():
+        causal_lm.generation_config.save_pretrained(folder)
     name, revision = split_revision(config.policy)
     AutoTokenizer.from_pretrained(name, revision=revision).save_pretrained(folder)

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from stages.errors import RecipeError
-from stages.model_files import split_revision
 from stages.train.config import Lora
 
 _PREFIX = "base_model.model."  # what peft's own wrapper, which we do without, puts before each name
@@ -33,7 +32,7 @@ def add_adapters(causal_lm: PreTrainedModel, lora: Lora, seed: int) -> None:
 
 
 def save_adapter(folder: Path, causal_lm: PreTrainedModel, state: dict[str, Any], base: str) -> None:
-    """`state`: the whole model's state, or just the adapters'. Written as peft's PeftModel.from_pretrained reads it."""
+    """`state`: the adapters' weights by name. Written as peft's PeftModel.from_pretrained reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     adapters = get_peft_model_state_dict(causal_lm, state_dict=state)
     save_file(
@@ -46,8 +45,15 @@ def save_adapter(folder: Path, causal_lm: PreTrainedModel, state: dict[str, Any]
     wanted.save_pretrained(folder)
 
 
-def merged(base: str, adapter: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The base model, loaded once more, with the adapter added into its weights."""
-    name, revision = split_revision(base)
-    model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32)
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload().to(dtype)
+def merge_adapters(causal_lm: PreTrainedModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Some of the model's weights by name, with their adapters -> those of the base model, with the adapters added."""
+    merged = {}
+    for name, weight in weights.items():
+        layer, is_adapted, rest = name.partition(".base_layer.")
+        if is_adapted and rest == "weight":
+            adapter = causal_lm.get_submodule(layer)
+            change = weights[f"{layer}.lora_B.default.weight"] @ weights[f"{layer}.lora_A.default.weight"]
+            weight = weight + adapter.scaling["default"] * (change.t() if adapter.fan_in_fan_out else change)
+        if "lora_" not in name:
+            merged[f"{layer}.{rest}" if is_adapted else name] = weight
+    return merged

@@ -31,7 +31,7 @@ def test_the_demo_in_small(smollm2: Path, ray_cluster: str, tmp_path: Path) -> N
     assert "off trainer" in result.stdout
     assert Manifest.read(scored).facts["calibration"]["per token"]["max"] < 1e-3  # vLLM against the forward of training
     policy = PolicyCheckpoint(trained)
-    before, first, _, after = policy.metrics
+    before, first, after = policy.metrics
     assert abs(first["loss"] - math.log(2)) < 1e-3
     assert first["check/ref_drift"] < 1e-3  # vLLM scored what torch trains
     assert after["eval/rewards/margins"] != before["eval/rewards/margins"]
