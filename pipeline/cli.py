@@ -30,7 +30,8 @@ app = typer.Typer(
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="what to do: a YAML file, see configs/recipes/")]
 ClusterFile = Annotated[Path, typer.Option("--cluster", help="where: a YAML file, see configs/clusters/")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="train.beta=0.2, cluster.train.workers=4, ..")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="train.loss.beta=0.2, cluster.train.workers=4, .."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
 StageName = Annotated[str | None, typer.Option(metavar="STAGE")]
@@ -108,6 +109,8 @@ def verify(recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = 
     *_, steps = _load(recipe, cluster, set_)
     bad = 0
     for step in steps:
+        if step.state == State.NOT_NEEDED:
+            continue
         if not (step.folder / "manifest.json").exists():
             print(f"{step.stage.name}: {step.state}: {step.why}")
             bad += 1

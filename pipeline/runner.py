@@ -26,6 +26,7 @@ class State(StrEnum):
     HIT = "hit"  # finished and whole
     PARTIAL = "partial"  # begun, or damaged; what is good of it stays
     MISS = "miss"
+    NOT_NEEDED = "not needed"  # by this recipe: nothing reads it
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def identify(recipe: Recipe, digests: Digests) -> dict[str, Identity]:
     found: dict[str, Identity] = {}
     for stage in STAGES.values():
         config, identity = _resolve(getattr(recipe, stage.name), stage, digests)
-        inputs = {argument: found[made_by].fingerprint for argument, made_by in stage.inputs.items()}
+        inputs = {argument: found[made_by].fingerprint for argument, made_by in stage.reads(config).items()}
         payload = {"stage": stage.name, "version": stage.version, "config": identity, "inputs": inputs}
         found[stage.name] = Identity(stage, config, payload, fingerprint(payload))
         for field in stage.models:
@@ -78,7 +79,7 @@ def plan(recipe: Recipe, store: Store) -> list[Step]:
     digests = Digests(store.root / ".digests.json")
     steps = {name: _step(identity, store) for name, identity in identify(recipe, digests).items()}
     digests.save()
-    return [_with_news(step, steps, store) for step in steps.values()]
+    return [_if_needed(_with_news(step, steps, store), steps) for step in steps.values()]
 
 
 def run(
@@ -90,23 +91,24 @@ def run(
     progress: Callable[[str], AbstractContextManager[Progress]],
     notify: Callable[[str], None],
 ) -> Iterator[Done]:
-    """Make what `selected` stages lack; `connect` is entered only if there is something to make.
+    """Make what `selected` stages lack, and is needed; `connect` is entered only if there is something to make.
 
     An artifact that another run is making is waited for, and `notify` told of it.
     """
     _check_inputs(steps, selected)
-    missing = [step for step in steps if step.stage.name in selected and step.state != State.HIT]
+    wanted = [step for step in steps if step.stage.name in selected and step.state != State.NOT_NEEDED]
+    missing = [step for step in wanted if step.state != State.HIT]
     if not missing:
-        yield from (Done(step, "hit", 0.0) for step in steps if step.stage.name in selected)
+        yield from (Done(step, "hit", 0.0) for step in wanted)
         return
     with connect():
-        for step in steps:
+        for step in wanted:
             if step in missing:
                 with store.hold(step.stage.name, step.fingerprint, notify):
                     now = _step(step, store)  # another run may have made it since the plan
                     done = now.state == State.HIT
                     yield Done(now, "hit", 0.0) if done else _make(now, steps, cluster, store, progress)
-            elif step.stage.name in selected:
+            else:
                 yield Done(step, "hit", 0.0)
 
 
@@ -135,6 +137,15 @@ def _step(identity: Identity, store: Store) -> Step:
     else:
         state, why = State.MISS, _nearest(identity.payload, store)
     return Step(identity.stage, identity.config, identity.payload, identity.fingerprint, folder, state, why)
+
+
+def _if_needed(step: Step, steps: dict[str, Step]) -> Step:
+    """A stage that others could read, and none of them does, has nothing to do."""
+    readers = [other for other in steps.values() if step.stage.name in other.stage.inputs.values()]
+    if not readers or any(step.stage.name in other.stage.reads(other.config).values() for other in readers):
+        return step
+    why = "; ".join(f"{other.stage.name} reads no {step.stage.output.__name__} with this recipe" for other in readers)
+    return replace(step, state=State.NOT_NEEDED, why=why)
 
 
 def _with_news(step: Step, steps: dict[str, Step], store: Store) -> Step:
@@ -182,8 +193,10 @@ def _check_context(field: str, model: str, max_length: int) -> None:
 
 def _check_inputs(steps: list[Step], selected: list[str]) -> None:
     states = {step.stage.name: step for step in steps}
+    if all(states[name].state == State.NOT_NEEDED for name in selected):
+        raise RecipeError("; ".join(f"{name} is not needed: {states[name].why}" for name in selected))
     for name in selected:
-        for made_by in STAGES[name].inputs.values():
+        for made_by in STAGES[name].reads(states[name].config).values():
             if made_by not in selected and states[made_by].state != State.HIT:
                 missing = states[made_by]
                 raise MissingArtifact(
@@ -203,7 +216,8 @@ def _make(
     step.folder.mkdir(parents=True, exist_ok=True)
     folders = {other.stage.name: other.folder for other in steps}
     inputs: dict[str, Any] = {
-        argument: STAGES[made_by].output(folders[made_by]) for argument, made_by in step.stage.inputs.items()
+        argument: STAGES[made_by].output(folders[made_by])
+        for argument, made_by in step.stage.reads(step.config).items()
     }
     if step.stage.takes_over:
         inputs["known"] = known(step, store)

@@ -17,9 +17,9 @@ def test_a_finished_recipe_is_all_hits_on_any_cluster(trained: Project) -> None:
 
 
 def test_a_change_reruns_its_stage_and_those_after_it_and_is_named(trained: Project) -> None:
-    plan = trained.plan("train.beta=0.2")
-    assert states(trained, "train.beta=0.2") == "shard:hit score:hit train:miss"
-    assert "train.beta: 0.1 -> 0.2" in plan["train"].why
+    plan = trained.plan("train.loss.beta=0.2")
+    assert states(trained, "train.loss.beta=0.2") == "shard:hit score:hit train:miss"
+    assert "train.loss.beta: 0.1 -> 0.2" in plan["train"].why
     plan = trained.plan("score.dtype=bfloat16")
     assert states(trained, "score.dtype=bfloat16") == "shard:hit score:miss train:miss"
     assert "score.dtype: float32 -> bfloat16" in plan["score"].why
@@ -28,7 +28,7 @@ def test_a_change_reruns_its_stage_and_those_after_it_and_is_named(trained: Proj
 
 def test_only_the_changed_stage_runs(trained: Project) -> None:
     times = {path: path.stat().st_mtime_ns for path in trained.folder.glob("runs/s*/*/*")}
-    done = trained.run("train.beta=0.2", "train.max_steps=1")
+    done = trained.run("train.loss.beta=0.2", "train.max_steps=1")
     assert {name: row.state for name, row in done.items()} == {"shard": "hit", "score": "hit", "train": "done"}
     assert times == {path: path.stat().st_mtime_ns for path in times}
 

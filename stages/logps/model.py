@@ -46,8 +46,10 @@ class PairLogprobs(nn.Module):
         """Pairs as (prompt_ids, chosen_ids, rejected_ids) -> what this model's forward takes."""
         return pack(pairs) if self.shares_prompts else pad(pairs)
 
-    def forward(self, layout: Layout) -> torch.Tensor:
+    def forward(self, layout: Layout, squares: bool = False) -> torch.Tensor:
         """Log-probs [N] float32, nats, of the layout's target tokens, given what comes before them in their sequence.
+
+        With `squares` [2, N]: in the second row the log of the sum of all squared probabilities there (head.py).
 
         A token that nothing comes before, the first of a completion after an empty prompt, has a log-prob of 0: a
         causal model says nothing of it, and trainers leave it out of their sums.
@@ -57,7 +59,7 @@ class PairLogprobs(nn.Module):
             seen = {"position_ids": layout.position_ids, "stretches": layout.stretches}
         output = self.causal_lm.base_model(input_ids=layout.input_ids, use_cache=False, **seen)
         hidden = output.last_hidden_state.flatten(0, 1)[layout.sources.clamp(min=0)]
-        logps: torch.Tensor = self.head.target_logps(hidden, layout.targets, self.rule)
+        logps: torch.Tensor = self.head.target_logps(hidden, layout.targets, self.rule, squares)
         return logps.where(layout.sources >= 0, 0.0)
 
 

@@ -4,8 +4,8 @@ import json
 import resource
 import shutil
 import time
-from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +16,19 @@ from torch.distributed.tensor import DTensor
 
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.logps.model import PairLogprobs, load
-from stages.train.batches import Share, batch_at, num_steps, shares
+from stages.train.batches import batch_at, num_steps, shares
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.export import export_policy, save_checkpoint
 from stages.train.fsdp import shard_model
 from stages.train.layers import prepare_layers
 from stages.train.lora import add_adapters
-from stages.train.loss import dpo_loss
-from stages.train.pair_table import Batch, PairTable
+from stages.train.losses import Memory
+from stages.train.pair_table import PairTable
 from stages.train.ref_drift import RefDrift
+from stages.train.report import Metrics, report
 from stages.train.schedule import lr_at
+from stages.train.step_loss import StepLoss, Work
 
-Metrics = dict[str, float]
 _WITHOUT_GRADIENTS = 4  # times as many tokens fit into a forward pass that keeps no activations
 
 
@@ -36,7 +37,7 @@ class Job:
     config: TrainConfig
     resources: TrainResources
     pairs: PreferencePairs
-    logprobs: ReferenceLogprobs
+    logprobs: ReferenceLogprobs | None  # None: the loss needs no reference
     out: Path
     longest: int  # tokens of the longest sequence
 
@@ -57,6 +58,7 @@ class Worker:
         self.pairs = PairTable(job.pairs, job.logprobs, "train")
         self.held_out = PairTable(job.pairs, job.logprobs, "eval")
         self.model = self._sharded_model()
+        self.loss_state: Memory = {}  # what the loss keeps of earlier steps
         config = self.config
         self.optimizer = torch.optim.AdamW(
             [weight for weight in self.model.parameters() if weight.requires_grad], lr=config.lr,
@@ -87,17 +89,14 @@ class Worker:
         """One optimizer step on the pairs of `batch_at(step)`; its metrics are means over them."""
         config, began = self.config, time.perf_counter()
         rows = batch_at(step, config.seed, len(self.pairs), config.global_batch)
-        sums, drift = Counter[str](), RefDrift()
-        for share in self._shares(self.pairs, rows):
-            batch = self.pairs.batch(share.rows, self.model, self.device)
-            weights = torch.from_numpy(share.weights).to(self.device)
-            loss, of_batch, token_logps = self._forward(batch, weights)
+        step_loss, drift = self._step_loss(self.pairs, rows), RefDrift()
+        for work in step_loss.work:
+            loss, batch, token_logps = step_loss.learn(work)
             # FSDP averages gradients over ranks; the loss is a mean over the pairs of the step.
             (loss * self.world / config.global_batch).backward()
-            sums.update(of_batch)
             if step == 1:
                 drift += RefDrift.of(batch, token_logps)
-        checks = self._check_drift(drift) if step == 1 else {}
+        checks = self._check_drift(drift) if step == 1 and config.loss.reference else {}
 
         lr = lr_at(step, total, config)
         for group in self.optimizer.param_groups:
@@ -106,7 +105,8 @@ class Worker:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-        means, tokens = self._reduce(sums)
+        self.loss_state = step_loss.memory
+        means, tokens = report(*step_loss.learned(), config.loss), step_loss.all_tokens()
         seconds = time.perf_counter() - began
         return means | checks | {
             "grad_norm": (norm.full_tensor() if isinstance(norm, DTensor) else norm).item(),
@@ -122,45 +122,29 @@ class Worker:
         """Means over the held-out pairs, named eval/..; nothing where no pair is held out."""
         if not len(self.held_out):
             return {}
-        sums = Counter[str]()
-        for share in self._shares(self.held_out, np.arange(len(self.held_out)), _WITHOUT_GRADIENTS):
-            batch = self.held_out.batch(share.rows, self.model, self.device)
-            sums.update(self._forward(batch, torch.from_numpy(share.weights).to(self.device))[1])
-        means, _ = self._reduce(sums)
+        size, pairs = self.config.global_batch, np.arange(len(self.held_out))
+        looks = [
+            self._step_loss(self.held_out, pairs[start : start + size], _WITHOUT_GRADIENTS).look()
+            for start in range(0, len(pairs), size)
+        ]
+        seen = [columns for columns, _ in looks]
+        whole = type(seen[0])(*map(torch.cat, zip(*seen, strict=True)))
+        losses = torch.cat([losses for _, losses in looks])
+        means = report(whole, losses, self.config.loss)
         return {f"eval/{name}": value for name, value in means.items()}
 
-    def _shares(self, table: PairTable, rows: np.ndarray, larger: int = 1) -> list[Share]:
+    def _step_loss(self, table: PairTable, rows: np.ndarray, larger: int = 1) -> StepLoss:
+        """The loss over `rows` of the table, in micro-batches that may be `larger` than those of training."""
         max_tokens = larger * self.job.resources.max_tokens_per_microbatch
-        return shares(rows, table.lengths[rows], self.rank, self.world, max_tokens)
-
-    def _forward(self, batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
-        """Loss summed over the batch, weighted sums of metrics, and per-token log-probs [N]."""
-        token_logps = self.model(batch.layout)
-        chosen_logps, rejected_logps = batch.layout.sums(token_logps)
-        losses, chosen_rewards, rejected_rewards = dpo_loss(
-            chosen_logps, rejected_logps, batch.ref_chosen_logps, batch.ref_rejected_logps,
-            self.config.beta, self.config.label_smoothing,
-        )  # fmt: skip
-        per_pair = {
-            "loss": losses,
-            "rewards/chosen": chosen_rewards,
-            "rewards/rejected": rejected_rewards,
-            "rewards/margins": chosen_rewards - rejected_rewards,
-            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
-            "logps/chosen": chosen_logps,
-            "logps/rejected": rejected_logps,
-        }
-        sums = {name: (weights * values.detach()).sum().item() for name, values in per_pair.items()}
-        sums |= {"pairs": weights.sum().item(), "tokens": float(batch.layout.num_tokens)}
-        return (weights * losses).sum(), sums, token_logps
-
-    def _reduce(self, sums: Counter[str]) -> tuple[Metrics, float]:
-        """Sums of this rank -> means over all pairs of all ranks, and the number of tokens computed."""
-        values = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
-        dist.all_reduce(values)
-        total = dict(zip(sums, values.tolist(), strict=True))
-        pairs, tokens = total.pop("pairs"), total.pop("tokens")
-        return {name: value / pairs for name, value in total.items()}, tokens
+        work = [
+            Work(
+                partial(table.batch, rows[share.rows], self.model, self.device),
+                torch.from_numpy(share.rows).to(self.device),
+                torch.from_numpy(share.weights).to(self.device),
+            )
+            for share in shares(np.arange(len(rows)), table.lengths[rows], self.rank, self.world, max_tokens)
+        ]
+        return StepLoss(self.config.loss, self.model, work, len(rows), self.loss_state)
 
     def _check_drift(self, drift: RefDrift) -> Metrics:
         gathered: list[RefDrift] = [drift] * self.world
