@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,9 @@ def _tokenize_row(raw: dict[str, Any], tokenizer: Any, config: ShardConfig, shap
     except Malformed as error:
         yield rejected | {"reason": "malformed", "detail": str(error)}
         return
-    rows = parsed.unrolled() if isinstance(parsed, Triple) and config.rows == "labelled" else [parsed]
+    rows: Sequence[Triple | Labelled] = [parsed]
+    if isinstance(parsed, Triple) and config.rows == "labelled" and parsed.chosen != parsed.rejected:
+        rows = parsed.unrolled()
     for row in rows:
         try:
             yield origin | _made(row, tokenizer, config)

@@ -278,6 +278,10 @@ class Sum(Config):
         return any(term.coupled for term in self.terms)
 
     @property
+    def remembers(self) -> bool:
+        return any(term.remembers for term in self.terms)
+
+    @property
     def labelled(self) -> bool:
         return self.terms[0].labelled
 
