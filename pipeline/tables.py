@@ -58,6 +58,7 @@ def _key_figures(facts: dict[str, Any]) -> Iterator[str]:
 _KEY_FIGURES = {
     "train": "train",
     "eval": "eval",
+    "desirable": "desirable",
     "dropped": "dropped",
     "cut_prompts": "cut prompts",
     "cut_completions": "cut completions",
