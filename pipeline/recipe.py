@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from stages.config import Config
+from stages.config import Config, Count
 from stages.errors import RecipeError
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.shard.config import ShardConfig, ShardResources
@@ -28,6 +28,7 @@ class Recipe(Config):
     shard: ShardConfig
     score: ScoreConfig
     train: TrainConfig
+    rounds: Count = 1  # each after the first has the policy of the one before for its start and its reference (TR-DPO)
     wandb: Wandb | None = None
 
 
@@ -65,6 +66,7 @@ def load(recipe: Path, cluster: Path, overrides: Sequence[str]) -> tuple[Recipe,
     _choose_source(what)
     checked = _check(Recipe, what, recipe)
     _check_rows(checked)
+    _check_rounds(checked)
     return checked, _check(Cluster, where, cluster)
 
 
@@ -138,6 +140,20 @@ def _check_rows(recipe: Recipe) -> None:
     if any(term.name == "odpo" for term in loss.terms) and shard.columns.margin is None:
         raise RecipeError(
             "train.loss odpo needs to know how much better chosen is. Name the column: shard.columns.margin"
+        )
+
+
+def _check_rounds(recipe: Recipe) -> None:
+    train = recipe.train
+    if recipe.rounds > 1 and not train.loss.reference:
+        raise RecipeError(
+            f"rounds: {recipe.rounds} refreshes the reference between trainings, and train.loss {train.loss.name} has "
+            "none. Leave rounds out, or take a loss with a reference"
+        )
+    if recipe.rounds > 1 and train.lora is not None and not train.lora.merge:
+        raise RecipeError(
+            f"rounds: {recipe.rounds} scores and trains the policy of the round before, and with train.lora only its "
+            "adapter is exported. Set train.lora.merge: true"
         )
 
 

@@ -60,6 +60,14 @@ def test_a_bad_key_or_value_is_named(tmp_path: Path, override: str, message: str
         read(tmp_path, override, name="r")
 
 
+def test_rounds_need_a_reference_and_a_whole_policy(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"rounds: 2 refreshes the reference .* train\.loss simpo has none"):
+        read(tmp_path, "rounds=2", "train.loss=simpo")
+    with pytest.raises(RecipeError, match=r"only its adapter is exported\. Set train\.lora\.merge: true"):
+        read(tmp_path, "rounds=2", "train.lora.rank=4")
+    assert read(tmp_path, "rounds=3", "train.lora.merge=true")[0].rounds == 3
+
+
 def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"there is no file .*r\.yaml \(looked from"):
         load(tmp_path / "r.yaml", tmp_path / "c.yaml", [])

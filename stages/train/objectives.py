@@ -28,6 +28,11 @@ class Objective(Config):
         return [self]
 
     @property
+    def of_the_step(self) -> bool:
+        """The loss of a pair is another one in another step."""
+        return self.coupled or self.of_step_tokens
+
+    @property
     def labelled(self) -> bool:
         """It trains on labelled completions; else on pairs."""
         return self.family == "labelled"
@@ -276,6 +281,10 @@ class Sum(Config):
     @property
     def coupled(self) -> bool:
         return any(term.coupled for term in self.terms)
+
+    @property
+    def of_the_step(self) -> bool:
+        return any(term.of_the_step for term in self.terms)
 
     @property
     def remembers(self) -> bool:

@@ -122,7 +122,8 @@ class Worker:
         """Means over the held-out pairs, named eval/..; nothing where no pair is held out."""
         if not len(self.held_out):
             return {}
-        size, pairs = self.config.global_batch, np.arange(len(self.held_out))
+        pairs, loss = np.arange(len(self.held_out)), self.config.loss
+        size = self.config.global_batch if loss.of_the_step else len(pairs)
         looks = [
             self._step_loss(self.held_out, pairs[start : start + size], _WITHOUT_GRADIENTS).look()
             for start in range(0, len(pairs), size)
@@ -130,7 +131,7 @@ class Worker:
         seen = [columns for columns, _ in looks]
         whole = type(seen[0])(*map(torch.cat, zip(*seen, strict=True)))
         losses = torch.cat([losses for _, losses in looks])
-        means = report(whole, losses, self.config.loss)
+        means = report(whole, losses, loss)
         return {f"eval/{name}": value for name, value in means.items()}
 
     def _step_loss(self, table: PairTable, rows: np.ndarray, larger: int = 1) -> StepLoss:
