@@ -111,7 +111,7 @@ def _spread_training(what: dict[str, Any]) -> None:
     if isinstance(train, dict) and isinstance(score, dict) and isinstance(score.get("accept", {}), dict):
         given = {"dtype": train.get("dtype", TrainConfig.model_fields["dtype"].default)}
         loss = train.get("loss", {})
-        kind = BY_NAME.get(loss.get("name", "sigmoid")) if isinstance(loss, dict) else None
+        kind = BY_NAME.get(str(loss.get("name", "sigmoid"))) if isinstance(loss, dict) else None
         if kind and (field := kind.model_fields.get("beta")):
             given["beta"] = loss.get("beta", field.default)
         what["score"] = score | {"accept": given | score.get("accept", {})}

@@ -90,13 +90,14 @@ class Worker:
         config, began = self.config, time.perf_counter()
         rows = batch_at(step, config.seed, len(self.pairs), config.global_batch)
         step_loss, drift = self._step_loss(self.pairs, rows), RefDrift()
+        compares = step == 1 and config.loss.reference
         for work in step_loss.work:
             loss, batch, token_logps = step_loss.learn(work)
             # FSDP averages gradients over ranks; the loss is a mean over the pairs of the step.
             (loss * self.world / config.global_batch).backward()
-            if step == 1:
+            if compares:
                 drift += RefDrift.of(batch, token_logps)
-        checks = self._check_drift(drift) if step == 1 and config.loss.reference else {}
+        checks = self._check_drift(drift) if compares else {}
 
         lr = lr_at(step, total, config)
         for group in self.optimizer.param_groups:
