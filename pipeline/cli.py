@@ -15,7 +15,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline import recipe as recipes
-from pipeline.graph import STAGES
 from pipeline.recipe import Cluster, Recipe
 from pipeline.runner import State, Step, plan, run
 from pipeline.store import Store, damage
@@ -30,7 +29,8 @@ app = typer.Typer(
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="what to do: a YAML file, see configs/recipes/")]
 ClusterFile = Annotated[Path, typer.Option("--cluster", help="where: a YAML file, see configs/clusters/")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="train.beta=0.2, cluster.train.workers=4, ..")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="train.loss.beta=0.2, cluster.train.workers=4, .."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
 StageName = Annotated[str | None, typer.Option(metavar="STAGE")]
@@ -58,8 +58,8 @@ def run_command(
     verbose: Annotated[bool, typer.Option("--verbose", help="show what Ray and vLLM print")] = False,
 ) -> None:
     """Make what is missing. Run again after any failure: finished work is kept."""
-    selected = _selected(only, from_, until)
     what, where, store, steps = _load(recipe, cluster, set_)
+    selected = _selected(only, from_, until, [step.name for step in steps])
     if dry_run:
         print_plan(steps, as_json=False)
         return
@@ -86,20 +86,20 @@ def show(recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = No
     found = [step for step in steps if step.state == State.HIT]
     if as_json:
         listing = {
-            step.stage.name: {"path": str(step.folder), "fingerprint": step.fingerprint}
+            step.name: {"path": str(step.folder), "fingerprint": step.fingerprint}
             | {key: getattr(step.manifest, key) for key in ("facts", "provenance", "payload")}
             for step in found
         }
         print(json.dumps(listing, indent=1))
         return
     for step in found:
-        table = Table("fact", "value", title=f"{step.stage.name}  {step.folder}", title_justify="left")
+        table = Table("fact", "value", title=f"{step.name}  {step.folder}", title_justify="left")
         for key, value in (step.manifest.facts | step.manifest.provenance).items():
             table.add_row(key, figure(value))
         Console().print(table)
     for step in steps:
         if step.state != State.HIT:
-            print(f"{step.stage.name}: {step.state}: {step.why}")
+            print(f"{step.name}: {step.state}: {step.why}")
 
 
 @app.command()
@@ -108,18 +108,20 @@ def verify(recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = 
     *_, steps = _load(recipe, cluster, set_)
     bad = 0
     for step in steps:
+        if step.state == State.NOT_NEEDED:
+            continue
         if not (step.folder / "manifest.json").exists():
-            print(f"{step.stage.name}: {step.state}: {step.why}")
+            print(f"{step.name}: {step.state}: {step.why}")
             bad += 1
             continue
         problems = damage(step.folder, step.manifest, content=True)
         bad += len(problems)
         for problem in problems:
-            remedy = f"Delete it and run: raydpo run {recipe} --only {step.stage.name}"
-            print(f"{step.stage.name}: {step.folder / problem}. {remedy}")
+            remedy = f"Delete it and run: raydpo run {recipe} --only {step.name}"
+            print(f"{step.name}: {step.folder / problem}. {remedy}")
         if not problems:
             files = step.manifest.files
-            print(f"{step.stage.name}: {len(files)} files, {sum(f.bytes for f in files):,} bytes, all as made")
+            print(f"{step.name}: {len(files)} files, {sum(f.bytes for f in files):,} bytes, all as made")
     raise typer.Exit(1 if bad else 0)
 
 
@@ -137,10 +139,11 @@ def submit(
     from pipeline.identity import Digests
     from pipeline.runner import identify
 
-    last = _selected(only, from_, until)[-1]
     with _errors(Console(stderr=True)):
         what, where = recipes.load(recipe, cluster, set_ or [])
-        identity = identify(what, Digests(None))[last]
+        identities = identify(what, Digests(None))
+        last = _selected(only, from_, until, list(identities))[-1]
+        identity = identities[last]
         options = [("--cluster", str(cluster)), *(("--set", each) for each in set_ or [])]
         options += [(f"--{key}", value) for key, value in (("only", only), ("from", from_), ("until", until)) if value]
         arguments = ["run", str(recipe), *(word for option in options for word in option)]
@@ -159,8 +162,7 @@ def _load(recipe: Path, cluster: Path, overrides: list[str] | None) -> tuple[Rec
         return what, where, store, plan(what, store)
 
 
-def _selected(only: str | None, from_: str | None, until: str | None) -> list[str]:
-    names = list(STAGES)
+def _selected(only: str | None, from_: str | None, until: str | None, names: list[str]) -> list[str]:
     with _errors(Console(stderr=True)):
         for name in filter(None, (only, from_, until)):
             if name not in names:

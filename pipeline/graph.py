@@ -12,6 +12,7 @@ The contract of a stage function, `stages.<name>.run:<name>`:
 from dataclasses import dataclass
 
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
+from stages.config import Config
 
 Handle = type[PreferencePairs] | type[ReferenceLogprobs] | type[PolicyCheckpoint]
 
@@ -24,15 +25,27 @@ class Stage:
     output: Handle
     models: tuple[str, ...]  # config fields that name a model
     acceptance: tuple[str, ...] = ()  # config fields that decide whether a result stands, not what it is: not hashed
+    each_round: bool = True  # made anew in each round, from the models that the round before has trained
     takes_over: bool = False  # it has an argument `known`: artifacts of the same config made of other inputs
 
+    def reads(self, config: Config) -> dict[str, str]:
+        """Those of `inputs` that it makes use of with this config."""
+        return {argument: made_by for argument, made_by in self.inputs.items() if argument not in config.unread}
 
-SHARD = Stage("shard", version=1, inputs={}, output=PreferencePairs, models=())
+
+SHARD = Stage("shard", version=2, inputs={}, output=PreferencePairs, models=(), each_round=False)
 SCORE = Stage(
     "score", version=2, inputs={"pairs": "shard"}, output=ReferenceLogprobs, models=("model",),
     acceptance=("accept",), takes_over=True,
 )  # fmt: skip
 TRAIN = Stage(
-    "train", version=1, inputs={"pairs": "shard", "logprobs": "score"}, output=PolicyCheckpoint, models=("policy",)
+    "train", version=2, inputs={"pairs": "shard", "logprobs": "score"}, output=PolicyCheckpoint, models=("policy",)
 )
+
+
+def named(stage: str, number: int) -> str:
+    """A stage in round `number`, from 1: score, score-2, .."""
+    return f"{stage}-{number}" if number > 1 and STAGES[stage].each_round else stage
+
+
 STAGES = {stage.name: stage for stage in (SHARD, SCORE, TRAIN)}

@@ -3,16 +3,17 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from stages.config import Config
+from stages.config import Config, Count
 from stages.errors import RecipeError
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.shard.config import ShardConfig, ShardResources
 from stages.train.config import TrainConfig, TrainResources
+from stages.train.objectives import BY_NAME
 
 
 class Wandb(Config):
@@ -27,6 +28,7 @@ class Recipe(Config):
     shard: ShardConfig
     score: ScoreConfig
     train: TrainConfig
+    rounds: Count = 1  # each after the first has the policy of the one before for its start and its reference (TR-DPO)
     wandb: Wandb | None = None
 
 
@@ -53,14 +55,19 @@ def load(recipe: Path, cluster: Path, overrides: Sequence[str]) -> tuple[Recipe,
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
-            raise RecipeError(f"--set {override} is not key=value, for example --set train.beta=0.2")
+            raise RecipeError(f"--set {override} is not key=value, for example --set train.lr=1e-6")
         target = where if key.startswith("cluster.") else what
+        _name_loss(what)
         _assign(target, key.removeprefix("cluster.").split("."), yaml.safe_load(value), override)
+    _name_loss(what)
     what.setdefault("name", recipe.stem)
     _spread_model(what)
     _spread_training(what)
     _choose_source(what)
-    return _check(Recipe, what, recipe), _check(Cluster, where, cluster)
+    checked = _check(Recipe, what, recipe)
+    _check_rows(checked)
+    _check_rounds(checked)
+    return checked, _check(Cluster, where, cluster)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -83,6 +90,13 @@ def _assign(target: dict[str, Any], keys: list[str], value: Any, override: str) 
     target[keys[-1]] = value
 
 
+def _name_loss(what: dict[str, Any]) -> None:
+    """`loss: ipo` is `loss: {name: ipo}`: so `--set train.loss.beta=..` finds a section."""
+    train = what.get("train")
+    if isinstance(train, dict) and isinstance(name := train.get("loss"), str):
+        train["loss"] = {"name": name}
+
+
 def _spread_model(what: dict[str, Any]) -> None:
     """The top-level `model` is the tokenizer, the reference and the policy's start, where these are not given."""
     model = what.pop("model", None)
@@ -95,7 +109,11 @@ def _spread_training(what: dict[str, Any]) -> None:
     """The reference is calibrated against what training will compute: its precision, and its beta."""
     train, score = what.get("train") or {}, what.get("score") or {}
     if isinstance(train, dict) and isinstance(score, dict) and isinstance(score.get("accept", {}), dict):
-        given = {key: train.get(key, TrainConfig.model_fields[key].default) for key in ("dtype", "beta")}
+        given = {"dtype": train.get("dtype", TrainConfig.model_fields["dtype"].default)}
+        loss = train.get("loss", {})
+        kind = BY_NAME.get(str(loss.get("name", "sigmoid"))) if isinstance(loss, dict) else None
+        if kind and (field := kind.model_fields.get("beta")):
+            given["beta"] = loss.get("beta", field.default)
         what["score"] = score | {"accept": given | score.get("accept", {})}
 
 
@@ -104,6 +122,39 @@ def _choose_source(what: dict[str, Any]) -> None:
     shard = what.get("shard")
     if isinstance(shard, dict) and isinstance(names := shard.get("source"), list) and names:
         shard["source"] = next((name for name in names if Path(str(name)).exists()), names[-1])
+
+
+def _check_rows(recipe: Recipe) -> None:
+    """What the loss trains on is what `shard` makes."""
+    loss, shard = recipe.train.loss, recipe.shard
+    if loss.labelled and shard.rows == "pairs":
+        raise RecipeError(
+            f"train.loss {loss.name} trains on labelled completions, and shard.rows is pairs. Set shard.rows: "
+            "labelled; triples are unrolled into two labelled completions each"
+        )
+    if not loss.labelled and shard.rows == "labelled":
+        raise RecipeError(
+            f"train.loss {loss.name} trains on pairs, and shard.rows is labelled. Set shard.rows: pairs, or take a "
+            "loss of labelled completions: kto, bco, apo_zero_unpaired"
+        )
+    if any(term.name == "odpo" for term in loss.terms) and shard.columns.margin is None:
+        raise RecipeError(
+            "train.loss odpo needs to know how much better chosen is. Name the column: shard.columns.margin"
+        )
+
+
+def _check_rounds(recipe: Recipe) -> None:
+    train = recipe.train
+    if recipe.rounds > 1 and not train.loss.reference:
+        raise RecipeError(
+            f"rounds: {recipe.rounds} refreshes the reference between trainings, and train.loss {train.loss.name} has "
+            "none. Leave rounds out, or take a loss with a reference"
+        )
+    if recipe.rounds > 1 and train.lora is not None and not train.lora.merge:
+        raise RecipeError(
+            f"rounds: {recipe.rounds} scores and trains the policy of the round before, and with train.lora only its "
+            "adapter is exported. Set train.lora.merge: true"
+        )
 
 
 def _check(section: type[Section], content: dict[str, Any], path: Path) -> Section:
@@ -115,18 +166,45 @@ def _check(section: type[Section], content: dict[str, Any], path: Path) -> Secti
 
 
 def _explain(section: type[BaseModel], problem: Any) -> str:
-    key = ".".join(map(str, problem["loc"]))
-    if problem["type"] != "extra_forbidden":
-        given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
-        return f"{key}: {problem['msg']}{given}"
-    known = _keys(section, problem["loc"][:-1])
-    nearest = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(known)}"
-    return f"{key}: no such key; {hint}"
+    key, kind = _walk(section, problem["loc"])[0], problem["type"]
+    if kind == "union_tag_invalid":
+        return f"{key}: there is no loss {problem['ctx']['tag']}; {_hint(problem['ctx']['tag'], list(BY_NAME))}"
+    if kind == "extra_forbidden":
+        return f"{key}: no such key; {_hint(str(problem['loc'][-1]), *_keys(section, problem['loc'][:-1]))}"
+    given = "" if kind in ("missing", "value_error") else f" (given: {problem['input']!r})"
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')}{given}"
 
 
-def _keys(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+def _hint(name: str, known: list[str], deeper: Sequence[str] = ()) -> str:
+    nearest = difflib.get_close_matches(name, [*known, *deeper], n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
+
+
+def _walk(section: type[BaseModel] | None, location: tuple[Any, ...]) -> tuple[str, type[BaseModel] | None]:
+    """The key that a location of pydantic's means, and the section it names, if it names one.
+
+    Where there are several kinds of a section, as of losses, the location has the kind's name too, which is no key.
+    """
+    keys: list[str] = []
     for name in location:
-        section = section.model_fields[name].annotation  # type: ignore[assignment]
-    keys = list(section.model_fields)
-    return [*keys, "model"] if section is Recipe else keys
+        if section is None and name in BY_NAME:
+            section = BY_NAME[name]
+            continue
+        keys.append(str(name))
+        field = section.model_fields.get(name) if section else None
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_section(kind)] if field else []
+        section = kinds[0] if len(kinds) == 1 else None
+    return ".".join(keys), section
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _keys(section: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+    """Keys of the section at a location, and those of its loss, if it has one."""
+    place = _walk(section, location)[1]
+    assert place is not None, location
+    keys = list(place.model_fields)
+    deeper = {f"loss.{key}" for kind in BY_NAME.values() for key in kind.model_fields} if "loss" in keys else set()
+    return [*keys, "model"] if place is Recipe else keys, sorted(deeper)

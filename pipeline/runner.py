@@ -4,13 +4,13 @@ import importlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.fingerprint import differences, fingerprint
-from pipeline.graph import STAGES, Stage
+from pipeline.graph import STAGES, Stage, named
 from pipeline.identity import Digests, model_identity, source_identity
 from pipeline.recipe import Cluster, Recipe
 from pipeline.store import Store, damage
@@ -26,6 +26,7 @@ class State(StrEnum):
     HIT = "hit"  # finished and whole
     PARTIAL = "partial"  # begun, or damaged; what is good of it stays
     MISS = "miss"
+    NOT_NEEDED = "not needed"  # by this recipe: nothing reads it
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,20 @@ class Identity:
     """One stage of a recipe, with all external names resolved, and the name of what it makes."""
 
     stage: Stage
-    config: Config
+    round: int  # from 1
+    config: Config  # after the first round its models are those of the round before, which may not be made yet
     payload: dict[str, Any]
     fingerprint: str
+
+    @property
+    def name(self) -> str:
+        return named(self.stage.name, self.round)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Argument -> name of what it is made from; `models` is the training of the round before."""
+        made = {argument: named(made_by, self.round) for argument, made_by in self.stage.reads(self.config).items()}
+        return made | ({"models": named("train", self.round - 1)} if self.round > 1 else {})
 
 
 @dataclass(frozen=True)
@@ -65,12 +77,26 @@ def identify(recipe: Recipe, digests: Digests) -> dict[str, Identity]:
     found: dict[str, Identity] = {}
     for stage in STAGES.values():
         config, identity = _resolve(getattr(recipe, stage.name), stage, digests)
-        inputs = {argument: found[made_by].fingerprint for argument, made_by in stage.inputs.items()}
-        payload = {"stage": stage.name, "version": stage.version, "config": identity, "inputs": inputs}
-        found[stage.name] = Identity(stage, config, payload, fingerprint(payload))
+        found[stage.name] = _identity(stage, 1, config, identity, found)
         for field in stage.models:
             _check_context(f"{stage.name}.{field}", getattr(config, field), recipe.shard.max_length)
+    first = dict(found)
+    for number in range(2, recipe.rounds + 1):
+        for one in first.values():
+            if one.stage.each_round:
+                hashed = one.payload["config"] | dict.fromkeys(one.stage.models, f"policy of round {number - 1}")
+                found[named(one.stage.name, number)] = _identity(one.stage, number, one.config, hashed, found)
     return found
+
+
+def _identity(
+    stage: Stage, number: int, config: Config, hashed: dict[str, Any], found: dict[str, Identity]
+) -> Identity:
+    """`hashed` is the config in which identities stand for names."""
+    unnamed = Identity(stage, number, config, {}, "")
+    inputs = {argument: found[name].fingerprint for argument, name in unnamed.sources.items()}
+    payload = {"stage": stage.name, "version": stage.version, "config": hashed, "inputs": inputs}
+    return replace(unnamed, payload=payload, fingerprint=fingerprint(payload))
 
 
 def plan(recipe: Recipe, store: Store) -> list[Step]:
@@ -78,7 +104,7 @@ def plan(recipe: Recipe, store: Store) -> list[Step]:
     digests = Digests(store.root / ".digests.json")
     steps = {name: _step(identity, store) for name, identity in identify(recipe, digests).items()}
     digests.save()
-    return [_with_news(step, steps, store) for step in steps.values()]
+    return [_if_needed(_with_news(step, steps, store), steps) for step in steps.values()]
 
 
 def run(
@@ -90,23 +116,24 @@ def run(
     progress: Callable[[str], AbstractContextManager[Progress]],
     notify: Callable[[str], None],
 ) -> Iterator[Done]:
-    """Make what `selected` stages lack; `connect` is entered only if there is something to make.
+    """Make what `selected` stages lack, and is needed; `connect` is entered only if there is something to make.
 
     An artifact that another run is making is waited for, and `notify` told of it.
     """
     _check_inputs(steps, selected)
-    missing = [step for step in steps if step.stage.name in selected and step.state != State.HIT]
+    wanted = [step for step in steps if step.name in selected and step.state != State.NOT_NEEDED]
+    missing = [step for step in wanted if step.state != State.HIT]
     if not missing:
-        yield from (Done(step, "hit", 0.0) for step in steps if step.stage.name in selected)
+        yield from (Done(step, "hit", 0.0) for step in wanted)
         return
     with connect():
-        for step in steps:
+        for step in wanted:
             if step in missing:
                 with store.hold(step.stage.name, step.fingerprint, notify):
                     now = _step(step, store)  # another run may have made it since the plan
                     done = now.state == State.HIT
                     yield Done(now, "hit", 0.0) if done else _make(now, steps, cluster, store, progress)
-            elif step.stage.name in selected:
+            else:
                 yield Done(step, "hit", 0.0)
 
 
@@ -134,7 +161,17 @@ def _step(identity: Identity, store: Store) -> Step:
         state, why = State.PARTIAL, f"stopped before its end; finished parts: {finished}"
     else:
         state, why = State.MISS, _nearest(identity.payload, store)
-    return Step(identity.stage, identity.config, identity.payload, identity.fingerprint, folder, state, why)
+    own = {field.name: getattr(identity, field.name) for field in fields(Identity)}
+    return Step(**own, folder=folder, state=state, why=why)
+
+
+def _if_needed(step: Step, steps: dict[str, Step]) -> Step:
+    """A stage that others could read, and none of them does, has nothing to do."""
+    readers = [other for other in steps.values() if step.stage.name in other.stage.inputs.values()]
+    if not readers or any(step.name in other.sources.values() for other in readers):
+        return step
+    why = "; ".join(f"{other.name} reads no {step.stage.output.__name__} with this recipe" for other in readers)
+    return replace(step, state=State.NOT_NEEDED, why=why)
 
 
 def _with_news(step: Step, steps: dict[str, Step], store: Store) -> Step:
@@ -150,12 +187,13 @@ def _with_news(step: Step, steps: dict[str, Step], store: Store) -> Step:
 
 
 def known(identity: Identity, store: Store) -> list[Any]:
-    """Artifacts that the same config made of other inputs."""
+    """Artifacts that the same config, with the same models, made of other inputs."""
     same = ("version", "config")
     return [
         identity.stage.output(store.folder(manifest.stage, manifest.fingerprint))
         for manifest in store.manifests(identity.stage.name)
         if all(manifest.payload[key] == identity.payload[key] for key in same)
+        and manifest.payload["inputs"].get("models") == identity.payload["inputs"].get("models")
         and manifest.fingerprint != identity.fingerprint
     ]
 
@@ -181,9 +219,11 @@ def _check_context(field: str, model: str, max_length: int) -> None:
 
 
 def _check_inputs(steps: list[Step], selected: list[str]) -> None:
-    states = {step.stage.name: step for step in steps}
+    states = {step.name: step for step in steps}
+    if all(states[name].state == State.NOT_NEEDED for name in selected):
+        raise RecipeError("; ".join(f"{name} is not needed: {states[name].why}" for name in selected))
     for name in selected:
-        for made_by in STAGES[name].inputs.values():
+        for made_by in states[name].sources.values():
             if made_by not in selected and states[made_by].state != State.HIT:
                 missing = states[made_by]
                 raise MissingArtifact(
@@ -201,17 +241,20 @@ def _make(
 ) -> Done:
     _clear_damage(step)
     step.folder.mkdir(parents=True, exist_ok=True)
-    folders = {other.stage.name: other.folder for other in steps}
+    made = {other.name: other for other in steps}
     inputs: dict[str, Any] = {
-        argument: STAGES[made_by].output(folders[made_by]) for argument, made_by in step.stage.inputs.items()
+        argument: made[name].stage.output(made[name].folder) for argument, name in step.sources.items()
     }
+    config = step.config
+    if trained := inputs.pop("models", None):
+        config = config.model_copy(update=dict.fromkeys(step.stage.models, str(trained.policy)))
     if step.stage.takes_over:
         inputs["known"] = known(step, store)
     name = step.stage.name
     stage = getattr(importlib.import_module(f"stages.{name}.run"), name)
     began = time.perf_counter()
-    with progress(name) as reported:
-        facts = stage(step.config, **inputs, out=step.folder, resources=getattr(cluster, name), progress=reported)
+    with progress(step.name) as reported:
+        facts = stage(config, **inputs, out=step.folder, resources=getattr(cluster, name), progress=reported)
     seconds = time.perf_counter() - began
     store.commit(name, step.fingerprint, step.payload, facts, seconds)
     return Done(step, "done", seconds)

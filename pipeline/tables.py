@@ -16,14 +16,14 @@ from stages.artifacts import PolicyCheckpoint
 def print_plan(steps: list[Step], as_json: bool) -> None:
     if as_json:
         rows = [
-            {"stage": s.stage.name, "state": s.state, "why": s.why, "path": str(s.folder), "fingerprint": s.fingerprint}
+            {"stage": s.name, "state": s.state, "why": s.why, "path": str(s.folder), "fingerprint": s.fingerprint}
             for s in steps
         ]
         print(json.dumps(rows, indent=1))
         return
     table = Table("stage", "state", "why", "path")
     for step in steps:
-        table.add_row(step.stage.name, step.state, escape(step.why), str(step.folder))
+        table.add_row(step.name, step.state, escape(step.why), str(step.folder))
     Console().print(table)
 
 
@@ -36,7 +36,7 @@ def print_done(done: list[Done], console: Console) -> None:
         count = f"{facts['steps']} steps" if "steps" in facts else f"{facts['pairs']} pairs"
         tokens = f"{facts['tokens']:,}" if "tokens" in facts else ""
         figures, path = "\n".join(_key_figures(facts)), _near(row.step.folder)
-        table.add_row(row.step.stage.name, row.state, count, tokens, f"{row.seconds:.1f}", figures, path)
+        table.add_row(row.step.name, row.state, count, tokens, f"{row.seconds:.1f}", figures, path)
     console.print(table)
     for row in done:
         if warning := row.step.manifest.facts.get("calibration", {}).get("warning"):
@@ -58,6 +58,7 @@ def _key_figures(facts: dict[str, Any]) -> Iterator[str]:
 _KEY_FIGURES = {
     "train": "train",
     "eval": "eval",
+    "desirable": "desirable",
     "dropped": "dropped",
     "cut_prompts": "cut prompts",
     "cut_completions": "cut completions",

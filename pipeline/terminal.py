@@ -78,7 +78,7 @@ def bar(console: Console, name: str, wandb: Wandb | None, run_name: str, folder:
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
     )
-    tracker = _tracker(wandb, run_name, folder) if wandb and name == "train" else None
+    tracker = _tracker(wandb, run_name, folder) if wandb and name.startswith("train") else None
     with Progress(*columns, console=console) as progress:
         yield Bar(progress, name, tracker)
     if tracker:

@@ -83,8 +83,13 @@ class PreferencePairs:
     def parts(self) -> list[str]:
         return [path.name for path in sorted(self.folder.glob("part-*.parquet"))]
 
+    @property
+    def labelled(self) -> bool:
+        """Labelled completions (schema.LABELLED) instead of pairs."""
+        return bool(self.manifest.facts.get("labelled"))
+
     def read(self, part: str) -> pa.Table:
-        return schema.read_part(self.folder / part, schema.PAIRS, _remedy("shard"))
+        return schema.read_part(self.folder / part, (schema.PAIRS, schema.LABELLED), _remedy("shard"))
 
     def pair_ids(self, part: str) -> pa.ChunkedArray:
         return schema.read_columns(self.folder / part, ["pair_id"], _remedy("shard"))["pair_id"]
@@ -115,7 +120,7 @@ class ReferenceLogprobs:
 
     def read_unchecked(self, part: str) -> pa.Table:
         """A part by itself, for who takes single rows out of it."""
-        return schema.read_part(self.folder / part, schema.LOGPROBS, _remedy("score"))
+        return schema.read_part(self.folder / part, (schema.LOGPROBS, schema.LABELLED_LOGPROBS), _remedy("score"))
 
     def scored_ids(self, part: str) -> pa.ChunkedArray:
         """pair_id of the rows without error."""
@@ -170,7 +175,7 @@ def check_covers(logprobs: pa.Table, pairs: pa.Table, where: str) -> None:
         )
     scored = pc.is_null(logprobs["error"])
     logprobs, pairs = logprobs.filter(scored), pairs.filter(scored)
-    for side in ("chosen", "rejected"):
+    for side in schema.sides(pairs.column_names):
         tokens = logprobs[f"ref_{side}_token_logps"].combine_chunks()
         ids = pairs[f"{side}_ids"].combine_chunks()
         if not tokens.value_lengths().equals(ids.value_lengths()):

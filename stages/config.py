@@ -12,3 +12,8 @@ class Config(BaseModel):
     """A section of a recipe or cluster file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """Inputs of the stage that it makes no use of with this config."""
+        return frozenset()

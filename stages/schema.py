@@ -1,7 +1,7 @@
 """Column names and Parquet schemas of every artifact. The names are TRL's where TRL has one."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,50 @@ PAIRS = pa.schema(
         ("prompt_ids", pa.list_(pa.int32())),  # never empty: the first completion token needs a context
         ("chosen_ids", pa.list_(pa.int32())),  # ends with the end token, unless it was cut at max_length
         ("rejected_ids", pa.list_(pa.int32())),  # likewise; differs from chosen_ids
+        ("margin", pa.float64()),  # how much better chosen is, as the triple says; null where it says nothing
         ("source", pa.string()),  # file or dataset the triple was read from
         ("source_row", pa.int64()),  # its row there, counted from 0
     ]
 )
 
-LOGPROBS = pa.schema(
+# A labelled completion, and for the KL term of KTO another prompt's completion after this prompt: together a pair too.
+LABELLED = pa.schema(
     [
-        ("pair_id", pa.string()),  # equal to row i of the pairs' part of the same name
-        ("error", pa.string()),  # null; else why this pair could not be scored, and then what follows is null
-        ("ref_chosen_logps", pa.float64()),  # sum over completion tokens, nats
-        ("ref_rejected_logps", pa.float64()),
-        ("ref_chosen_token_logps", pa.list_(pa.float32())),  # log p(ids[t] | prompt, ids[<t]), nats
-        ("ref_rejected_token_logps", pa.list_(pa.float32())),
+        ("pair_id", pa.string()),  # 16 hex digits of prompt, completion and label, 16 of prompt and mismatched
+        ("split", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("completion_ids", pa.list_(pa.int32())),
+        ("mismatched_ids", pa.list_(pa.int32())),  # of the next row of the part that has another prompt
+        ("label", pa.bool_()),  # true: desirable
+        ("source", pa.string()),
+        ("source_row", pa.int64()),
     ]
 )
+
+PAIR_SIDES = ("chosen", "rejected")
+LABELLED_SIDES = ("completion", "mismatched")
+
+
+def sides(columns: Iterable[str]) -> tuple[str, str]:
+    """Names of the two completions of a pair, in order, from the columns of its table or row."""
+    return LABELLED_SIDES if any("completion" in name for name in columns) else PAIR_SIDES
+
+
+def _logprobs(first: str, second: str) -> pa.Schema:
+    return pa.schema(
+        [
+            ("pair_id", pa.string()),  # equal to row i of the pairs' part of the same name
+            ("error", pa.string()),  # null; else why this pair could not be scored, and then what follows is null
+            (f"ref_{first}_logps", pa.float64()),  # sum over completion tokens, nats
+            (f"ref_{second}_logps", pa.float64()),
+            (f"ref_{first}_token_logps", pa.list_(pa.float32())),  # log p(ids[t] | prompt, ids[<t]), nats
+            (f"ref_{second}_token_logps", pa.list_(pa.float32())),
+        ]
+    )
+
+
+LOGPROBS = _logprobs(*PAIR_SIDES)
+LABELLED_LOGPROBS = _logprobs(*LABELLED_SIDES)
 
 REJECTS = pa.schema(
     [
@@ -55,6 +84,7 @@ UNSCORED = pa.schema(
 )
 
 
+_MAY_BE_NULL = {"error", "margin"}
 _REPEATED = {"split", "source", "reason", "error", "part"}  # columns of few different values
 
 
@@ -67,37 +97,42 @@ def validate(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
         raise ContractError(f"{where} has the columns [{_columns(table.schema)}], not [{_columns(schema)}]")
     whole = table.filter(pc.is_null(table["error"])) if "error" in schema.names else table
     for name in schema.names:
-        if name != "error" and whole[name].null_count:
+        if name not in _MAY_BE_NULL and whole[name].null_count:
             raise ContractError(f"{where} has {whole[name].null_count} nulls in column {name}; none is allowed")
     return table
 
 
 def logprobs_table(pairs: pa.Table, token_logps: Sequence[Any]) -> pa.Table:
-    """Per-token log-probs of the 2B completions of B pairs (PAIRS) -> B rows of LOGPROBS, some with an error.
+    """Per-token log-probs of the 2B completions of B pairs (PAIRS or LABELLED) -> B rows, some with an error.
 
     `token_logps` are in the order chosen, rejected, chosen, ..; None where an engine gave nothing.
     """
-    lengths = [pc.list_value_length(pairs[f"{side}_ids"]).to_pylist() for side in ("chosen", "rejected")]
+    both = sides(pairs.column_names)
+    lengths = [pc.list_value_length(pairs[f"{side}_ids"]).to_pylist() for side in both]
     rows = []
     for i, pair_id in enumerate(pairs["pair_id"].to_pylist()):
         row: dict[str, Any] = {"pair_id": pair_id, "error": None}
-        for side, values, length in zip(("chosen", "rejected"), token_logps[2 * i : 2 * i + 2], lengths, strict=True):
+        for side, values, length in zip(both, token_logps[2 * i : 2 * i + 2], lengths, strict=True):
             if problem := _problem(values, length[i]):
                 row = {"pair_id": pair_id, "error": f"{side}: {problem}"}
                 break
             row[f"ref_{side}_logps"] = float(np.sum(values, dtype=np.float64))
             row[f"ref_{side}_token_logps"] = values
         rows.append(row)
-    return pa.Table.from_pylist(rows, schema=LOGPROBS)
+    return pa.Table.from_pylist(rows, schema=logprobs_schema(pairs))
+
+
+def logprobs_schema(pairs: pa.Table) -> pa.Schema:
+    return LOGPROBS if sides(pairs.column_names) == PAIR_SIDES else LABELLED_LOGPROBS
 
 
 def unscored_table(pairs: pa.Table, errors: Sequence[str]) -> pa.Table:
-    """Rows of LOGPROBS for pairs that no log-probs could be had of."""
+    """Rows of log-probs for pairs that none could be had of."""
     rows = [
         {"pair_id": pair_id, "error": error}
         for pair_id, error in zip(pairs["pair_id"].to_pylist(), errors, strict=True)
     ]
-    return pa.Table.from_pylist(rows, schema=LOGPROBS)
+    return pa.Table.from_pylist(rows, schema=logprobs_schema(pairs))
 
 
 def _problem(values: Any, length: int) -> str | None:
@@ -130,9 +165,11 @@ def _encodings(schema: pa.Schema) -> dict[str, list[str]]:
     return {"use_dictionary": [name for name in schema.names if name in _REPEATED], "use_byte_stream_split": split}
 
 
-def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
-    """Read a whole part and check its schema; `remedy` says what to do where it is damaged."""
-    return validate(read_columns(path, None, remedy), schema, str(path))
+def read_part(path: Path, schemas: tuple[pa.Schema, ...], remedy: str) -> pa.Table:
+    """Read a whole part that has one of `schemas`, and check it; `remedy` says what to do where it is damaged."""
+    table = read_columns(path, None, remedy)
+    fitting = next((schema for schema in schemas if schema.names == table.column_names), schemas[0])
+    return validate(table, fitting, str(path))
 
 
 def read_columns(path: Path, columns: list[str] | None, remedy: str) -> pa.Table:

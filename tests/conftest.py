@@ -97,7 +97,7 @@ class Project:
 
     def plan(self, *overrides: str) -> dict[str, Step]:
         recipe, cluster = recipes.load(self.recipe, self.cluster, list(overrides))
-        return {step.stage.name: step for step in plan(recipe, Store.open(cluster.root))}
+        return {step.name: step for step in plan(recipe, Store.open(cluster.root))}
 
     def run(self, *overrides: str, stages: Sequence[str] = ("shard", "score", "train")) -> dict[str, Done]:
         recipe, cluster = recipes.load(self.recipe, self.cluster, list(overrides))
@@ -111,7 +111,7 @@ class Project:
             progress=lambda _: nullcontext(Silent()),
             notify=print,
         )
-        return {row.step.stage.name: row for row in done}
+        return {row.step.name: row for row in done}
 
 
 def make_project(folder: Path, model: Path, num_triples: int = 40) -> Project:

@@ -32,6 +32,16 @@ def test_values_and_gradients_are_those_of_log_softmax(rule: LogitRule, bias: bo
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_the_sum_of_squared_probabilities() -> None:
+    lm_head, targets, hidden = head(50, 8), torch.randint(50, (20,)), torch.randn(20, 8, requires_grad=True)
+    both = target_logps(lm_head, hidden, targets, LogitRule(), chunk=150, squares=True)
+    probabilities = lm_head(hidden).softmax(-1)
+    torch.testing.assert_close(both[1], probabilities.square().sum(-1).log().detach())
+    both.sum().backward()  # the second row has no gradient
+    expected = probabilities.gather(1, targets[:, None]).log().sum()
+    torch.testing.assert_close(hidden.grad, torch.autograd.grad(expected, hidden)[0])
+
+
 def test_a_frozen_head_still_passes_gradients_on() -> None:
     lm_head, targets = head(50, 8).requires_grad_(False), torch.randint(50, (20,))
     hidden = torch.randn(20, 8, requires_grad=True)

@@ -187,6 +187,10 @@ def test_sums_are_over_each_completion() -> None:
     assert chosen.tolist() == [3, 5, 2, 5, 3]
     assert rejected.tolist() == [2, 1, 3, 7, 2]
     assert [len(row) for row in layout.split(layout.targets)] == [3, 2, 5, 1, 2, 3, 5, 7, 3, 2]
+    assert [lengths.tolist() for lengths in layout.lengths()] == [chosen.tolist(), rejected.tolist()]
+    tails = [row.tolist() for row in layout.split(layout.in_tail())]
+    assert tails[:4] == [[0, 0, 1], [0, 0], [0, 1, 1, 1, 1], [0]]
+    assert tails[6:8] == [[0] * 5, [0] * 5 + [1] * 2]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="flash attention over variable lengths needs a GPU")

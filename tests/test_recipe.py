@@ -25,8 +25,8 @@ def test_one_model_serves_all_stages_unless_one_is_given(tmp_path: Path) -> None
 
 
 def test_overrides(tmp_path: Path) -> None:
-    recipe, cluster = read(tmp_path, "train.beta=0.2", "shard.columns.chosen=better", "cluster.train.workers=3")
-    assert (recipe.train.beta, recipe.shard.columns.chosen, cluster.train.workers) == (0.2, "better", 3)
+    recipe, cluster = read(tmp_path, "train.loss.beta=0.2", "shard.columns.chosen=better", "cluster.train.workers=3")
+    assert (recipe.train.loss.beta, recipe.shard.columns.chosen, cluster.train.workers) == (0.2, "better", 3)
 
 
 def test_a_number_that_yaml_reads_as_text(tmp_path: Path) -> None:
@@ -44,11 +44,13 @@ def test_the_first_source_at_hand_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.betta=0.2", r"train\.betta: no such key; did you mean beta\?"),
+        ("train.beta=0.2", r"train\.beta: no such key; did you mean loss\.beta\?"),
         ("trian.beta=0.2", r"trian: no such key; did you mean train\?"),
         ("shard.columns.chosn=x", r"shard\.columns\.chosn: no such key; did you mean chosen\?"),
-        ("train.zzz=1", r"train\.zzz: no such key; known keys: policy, .*beta"),
-        ("train.beta=-1", r"train\.beta: Input should be greater than 0 \(given: -1\)"),
+        ("train.lora.rnk=4", r"train\.lora\.rnk: no such key; did you mean rank\?"),
+        ("train.loss=null", r"train\.loss: Input should be a valid dictionary"),
+        ("train.zzz=1", r"train\.zzz: no such key; known: policy, .*lr"),
+        ("train.loss.beta=-1", r"train\.loss\.beta: Input should be greater than 0 \(given: -1\)"),
         ("train.schedule=step", r"train\.schedule: Input should be 'linear', 'cosine' or 'constant' \(given: 'step'\)"),
         ("cluster.score.actor=2", r"score\.actor: no such key; did you mean actors\?"),
         ("train.beta", r"--set train\.beta is not key=value"),
@@ -58,6 +60,14 @@ def test_the_first_source_at_hand_is_taken(tmp_path: Path) -> None:
 def test_a_bad_key_or_value_is_named(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         read(tmp_path, override, name="r")
+
+
+def test_rounds_need_a_reference_and_a_whole_policy(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"rounds: 2 refreshes the reference .* train\.loss simpo has none"):
+        read(tmp_path, "rounds=2", "train.loss=simpo")
+    with pytest.raises(RecipeError, match=r"only its adapter is exported\. Set train\.lora\.merge: true"):
+        read(tmp_path, "rounds=2", "train.lora.rank=4")
+    assert read(tmp_path, "rounds=3", "train.lora.merge=true")[0].rounds == 3
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:

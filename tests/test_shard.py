@@ -8,12 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages import schema
 from stages.artifacts import PreferencePairs
 from stages.errors import ContractError, RecipeError
 from stages.shard.config import ShardConfig, ShardResources
+from stages.shard.mismatched import next_other
 from stages.shard.run import shard
+from stages.shard.tokenization import Completion, hash_of, load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -86,6 +90,50 @@ def test_the_files_do_not_depend_on_the_work_s_division_or_on_what_was_there(
     shard(config, out=tmp_path / "small", resources=ShardResources())
     for name in files:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "small" / name).read_bytes(), name
+
+
+def test_triples_are_unrolled_into_labelled_completions(config: ShardConfig, tmp_path: Path) -> None:
+    source = write(tmp_path / "good.jsonl", [*map(json.dumps, GOOD), BAD[2]])
+    wanted = config.model_copy(update={"source": source, "rows": "labelled"})
+    facts = shard(wanted, out=tmp_path / "out", resources=ShardResources(rows_per_task=7))
+    rows = rows_of(tmp_path / "out")
+    assert facts["dropped"] == {"equal": 1}
+    assert (facts["pairs"], facts["desirable"], facts["labelled"]) == (60, 30, True)
+    assert sorted(row["source_row"] for row in rows if row["label"]) == list(range(30))
+    assert len({row["pair_id"] for row in rows}) == 60
+    tokenizer = load_tokenizer(config.tokenizer)
+    for row in rows:
+        label = "good" if row["label"] else "bad"
+        assert tokenizer.decode(row["completion_ids"][:-1]) == f" {label} {row['source_row']}"
+        # Another prompt's completion of the same part, and the id that finds both again.
+        others = [other for other in rows if other["completion_ids"] == row["mismatched_ids"]]
+        assert [other["prompt_ids"] != row["prompt_ids"] for other in others] == [True]
+        assert int(others[0]["pair_id"][:8], 16) % 3 == int(row["pair_id"][:8], 16) % 3
+        whole = Completion(row["prompt_ids"], row["completion_ids"], row["label"], False, 0).row_id
+        assert row["pair_id"] == whole + hash_of(row["prompt_ids"], row["mismatched_ids"])[:16]
+
+
+def test_labelled_rows_make_no_pairs(config: ShardConfig, tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": f"p {i}", "completion": f" c {i}", "label": i % 2 == 0}) for i in range(20)]
+    source = config.model_copy(update={"source": write(tmp_path / "labelled.jsonl", rows)})
+    with pytest.raises(RecipeError, match=r"holds labelled completions, .*Set shard\.rows: labelled"):
+        shard(source, out=tmp_path / "pairs", resources=ShardResources())
+    wanted = source.model_copy(update={"rows": "labelled"})
+    facts = shard(wanted, out=tmp_path / "labelled", resources=ShardResources())
+    assert (facts["pairs"], facts["desirable"], facts["shape"]) == (20, 10, "labelled")
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=30).filter(lambda prompts: len(set(prompts)) > 1))
+def test_the_next_row_in_a_circle_with_another_prompt(prompts: list[int]) -> None:
+    count = len(prompts)
+    for i, found in enumerate(next_other([[prompt] for prompt in prompts])):
+        distances = [d for d in range(1, count) if prompts[(i + d) % count] != prompts[i]]
+        assert found == (i + distances[0]) % count
+
+
+def test_one_prompt_has_nothing_mismatched() -> None:
+    with pytest.raises(ContractError, match=r"a part has 2 labelled completions of one prompt.*Lower shard\.num_parts"):
+        next_other([[1], [1]])
 
 
 def test_too_many_dropped_rows_stop_the_stage(config: ShardConfig, tmp_path: Path) -> None:

@@ -60,23 +60,25 @@ ids = st.integers(1, 30)
 )
 def test_truncation(prompt: int, chosen: int, rejected: int, max_length: int, side: str) -> None:
     whole = list(range(prompt)), [*range(100, 99 + chosen), 1], [*range(200, 199 + rejected), 1, 1]
-    pair = _truncate(*whole, config(max_length=max_length, truncation=side))
-    kept = len(pair.prompt_ids)
-    assert kept + max(len(pair.chosen_ids), len(pair.rejected_ids)) <= max_length
-    assert pair.prompt_ids == (whole[0][-kept:] if side == "keep_end" else whole[0][:kept])
-    assert pair.cut_prompt == (kept < prompt)
+    prompt_ids, sides, cut_prompt, cut_completions = _truncate(
+        whole[0], [*whole[1:]], config(max_length=max_length, truncation=side)
+    )
+    kept = len(prompt_ids)
+    assert kept + max(map(len, sides)) <= max_length
+    assert prompt_ids == (whole[0][-kept:] if side == "keep_end" else whole[0][:kept])
+    assert cut_prompt == (kept < prompt)
     cut = 0
-    for ours, full in ((pair.chosen_ids, whole[1]), (pair.rejected_ids, whole[2])):
+    for ours, full in zip(sides, whole[1:], strict=True):
         assert ours == full[: len(ours)]
         cut += len(ours) < len(full)
-    assert pair.cut_completions == cut
+    assert cut_completions == cut
     if cut:  # completions give way last: the prompt is down to its floor
         assert kept == min(prompt, max_length // 2)
 
 
 def test_drop_instead_of_truncation() -> None:
     with pytest.raises(Rejected, match=r"12 tokens, and max_length is 10") as caught:
-        _truncate([5] * 6, [7] * 6, [8], config(max_length=10, truncation="drop"))
+        _truncate([5] * 6, [[7] * 6, [8]], config(max_length=10, truncation="drop"))
     assert caught.value.reason == "too_long"
 
 

@@ -17,9 +17,11 @@ from stages.errors import ContractError
 from stages.logps.model import load
 from stages.train.batches import batch_at
 from stages.train.config import TrainConfig, TrainResources
-from stages.train.loss import dpo_loss
+from stages.train.losses import losses_of
+from stages.train.objectives import Sigmoid
 from stages.train.pair_table import PairTable
 from stages.train.run import train
+from stages.train.step_loss import logps_of
 
 CPU = torch.device("cpu")
 
@@ -46,22 +48,22 @@ def test_cached_equals_live(inputs: tuple, policy: PolicyCheckpoint, tiny_model:
     model, reference = (load(str(folder), "float32", 128) for folder in (policy.policy, tiny_model))
     batch = table.batch(np.arange(len(table)), model, CPU)
     with torch.no_grad():
-        logps = batch.layout.sums(model(batch.layout))
-        cached = dpo_loss(*logps, batch.ref_chosen_logps, batch.ref_rejected_logps, beta=0.1)
-        live = dpo_loss(*logps, *batch.layout.sums(reference(batch.layout)), beta=0.1)
-    torch.testing.assert_close(cached.losses, live.losses, atol=1e-5, rtol=0)
-    assert (cached.losses - math.log(2)).abs().max() > 1e-3  # the policy has moved: the case is not the trivial one
+        seen, ref_logps = logps_of(batch, model(batch.layout)), batch.layout.sums(reference(batch.layout))
+        cached = losses_of(seen, Sigmoid(), {})
+        live = losses_of(seen._replace(ref_chosen=ref_logps[0], ref_rejected=ref_logps[1]), Sigmoid(), {})
+    torch.testing.assert_close(cached, live, atol=1e-5, rtol=0)
+    assert (cached - math.log(2)).abs().max() > 1e-3  # the policy has moved: the case is not the trivial one
 
 
 def test_one_step_is_what_torch_alone_computes(inputs: tuple, tiny_model: Path, tmp_path: Path) -> None:
     """Loss, gradient and update of one step, written out with one model, one optimizer, and no Ray or FSDP."""
-    config = TrainConfig(policy=str(tiny_model), global_batch=5, max_steps=1, lr=1e-3, warmup_fraction=0, beta=0.3)
+    loss = Sigmoid(beta=0.3)
+    config = TrainConfig(policy=str(tiny_model), global_batch=5, max_steps=1, lr=1e-3, warmup_fraction=0, loss=loss)
     train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path, resources=TrainResources())
     table, model = PairTable(*inputs, "train"), load(str(tiny_model), "float32", 128)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     batch = table.batch(batch_at(1, 0, len(table), 5), model, CPU)
-    logps = batch.layout.sums(model(batch.layout))
-    dpo_loss(*logps, batch.ref_chosen_logps, batch.ref_rejected_logps, 0.3).losses.mean().backward()
+    losses_of(logps_of(batch, model(batch.layout)), loss, {}).mean().backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     assert PolicyCheckpoint(tmp_path).metrics[1]["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stages.errors import RecipeError
 from stages.shard.config import Columns, Shape
-from stages.shard.triple import Malformed, Triple, detect_shape, parse
+from stages.shard.triple import Labelled, Malformed, Triple, detect_shape, parse
 
 COLUMNS = Columns()
 QUESTION, GOOD, BAD = ({"role": role, "content": text} for role, text in zip("uaa", ("Hi?", "Yes", "No"), strict=True))
@@ -22,6 +22,40 @@ def read(shape: Shape, **row: Any) -> Triple:
 
 def test_explicit() -> None:
     assert read("explicit", prompt="a", chosen="b", rejected="c") == Triple("a", "b", "c")
+
+
+def test_labelled() -> None:
+    assert read("labelled", prompt="a", completion="b", label=False) == Labelled("a", "b", False)
+    expected = Labelled([QUESTION], [GOOD], True)
+    assert read("labelled", prompt=[QUESTION], completion=[GOOD], label=1) == expected
+    assert read("labelled", prompt="Hi?", completion=[GOOD], label=True) == Labelled(
+        [QUESTION | {"role": "user"}], [GOOD], True
+    )
+    assert Triple("a", "b", "c").unrolled() == [Labelled("a", "b", True), Labelled("a", "c", False)]
+
+
+def test_a_margin_is_a_number() -> None:
+    columns = Columns(margin="better")
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert parse(json.dumps(row | {"better": 2}), "explicit", columns) == Triple("a", "b", "c", 2.0)
+    for wrong in ("much", None, True, float("nan")):
+        with pytest.raises(Malformed, match=r"column 'better' is .*, not a finite number"):
+            parse(json.dumps(row | {"better": wrong}), "explicit", columns)
+    with pytest.raises(RecipeError, match="has no column 'better'"):
+        detect_shape(row, columns, "set")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a", "completion": "b", "label": "good"}, "column 'label' is 'good', not true or false"),
+        ({"prompt": [QUESTION], "completion": "b", "label": True}, "the prompt is a list of messages"),
+        ({"prompt": "a", "completion": [1], "label": True}, "not a list of messages"),
+    ],
+)
+def test_what_is_no_labelled_completion(row: dict, message: str) -> None:
+    with pytest.raises(Malformed, match=message):
+        parse(json.dumps(row), "labelled", COLUMNS)
 
 
 def test_conversational() -> None:

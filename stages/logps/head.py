@@ -43,22 +43,32 @@ class LogitRule:
 class Head(Linear):
     """A model's head that gives log-probs of targets; a method, so that FSDP can take it for a unit's forward pass."""
 
-    def target_logps(self, hidden: torch.Tensor, targets: torch.Tensor, rule: LogitRule) -> torch.Tensor:
-        return target_logps(self, hidden, targets, rule)
+    def target_logps(
+        self, hidden: torch.Tensor, targets: torch.Tensor, rule: LogitRule, squares: bool = False
+    ) -> torch.Tensor:
+        return target_logps(self, hidden, targets, rule, squares=squares)
 
 
 def target_logps(
-    head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, rule: LogitRule, chunk: int = CHUNK
+    head: nn.Linear,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    rule: LogitRule,
+    chunk: int = CHUNK,
+    squares: bool = False,
 ) -> torch.Tensor:
-    """log softmax(rule(head(hidden)))[targets].
+    """log p[targets], where p = softmax(rule(head(hidden))).
 
-    hidden [N, H] any float dtype, targets [N] int64 -> [N] float32, nats. At most `chunk` logits exist at a time. The
-    softmax runs in float32. The backward pass computes logits again, but for the last chunk, whose probabilities are
-    still there: where all rows fit into one chunk, nothing is computed twice.
+    hidden [N, H] any float dtype, targets [N] int64 -> [N] float32, nats. With `squares` [2, N]: in the second row the
+    log of the sum of p squared, without gradient, which is how sure the model is of its next token.
+
+    At most `chunk` logits exist at a time. The softmax runs in float32. The backward pass computes logits again, but
+    for the last chunk, whose probabilities are still there: where all rows fit into one chunk, nothing is computed
+    twice.
     """
     rows = max(1, chunk // head.out_features)
-    logps: torch.Tensor = _TargetLogps.apply(hidden, head.weight, head.bias, targets, rule, rows)
-    return logps
+    logps, log_squares = _TargetLogps.apply(hidden, head.weight, head.bias, targets, rule, rows, squares)
+    return logps if log_squares is None else torch.stack([logps, log_squares])
 
 
 class _TargetLogps(torch.autograd.Function):
@@ -71,20 +81,27 @@ class _TargetLogps(torch.autograd.Function):
         targets: torch.Tensor,
         rule: LogitRule,
         rows: int,
-    ) -> torch.Tensor:
-        logps, last = [], None
+        squares: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logps, log_squares, last = [], [], None
         for part, ids in zip(hidden.split(rows), targets.split(rows), strict=True):
             last = None  # its memory serves the next chunk
             last = _Chunk(linear(part, weight, bias), ids, rule)
             logps.append(last.logps)
+            if squares:
+                log_squares.append(last.log_squares())
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.rule, ctx.rows = rule, rows
         ctx.last = last if any(ctx.needs_input_grad) else None
-        return torch.cat(logps)
+        if not squares:
+            return torch.cat(logps), None
+        second = torch.cat(log_squares)
+        ctx.mark_non_differentiable(second)
+        return torch.cat(logps), second
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
         chunk, ctx.last = ctx.last, None
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -106,7 +123,7 @@ class _TargetLogps(torch.autograd.Function):
             del of_output
         of_weight = None if of_weight is None else of_weight.to(weight.dtype)
         of_bias = None if of_bias is None else of_bias.to(bias.dtype)
-        return of_hidden, of_weight, of_bias, None, None, None
+        return of_hidden, of_weight, of_bias, None, None, None, None
 
 
 class _Chunk:
@@ -121,6 +138,10 @@ class _Chunk:
         self.exponents = logits.sub_(largest).exp_()
         self.sums = self.exponents.sum(1, keepdim=True)
         self.logps = (at_target - self.sums.log())[:, 0]
+
+    def log_squares(self) -> torch.Tensor:
+        """Log of the sum of the squared probabilities [n]."""
+        return 2 * (torch.linalg.vector_norm(self.exponents, dim=1).log() - self.sums[:, 0].log())
 
     def backward_(self, gradient: torch.Tensor) -> torch.Tensor:
         """Gradient of logps [n] -> of the head's output [n, vocabulary], float32. Overwrites the softmax."""

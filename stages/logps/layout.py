@@ -61,6 +61,18 @@ class Layout:
         both = token_logps.new_zeros(2 * self.num_pairs).index_add(0, self.owners, token_logps)
         return both[0::2], both[1::2]
 
+    def lengths(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of (chosen [B], rejected [B]), float32."""
+        return self.sums(torch.ones(len(self.owners), device=self.owners.device))
+
+    def in_tail(self) -> torch.Tensor:
+        """[N] float32: 1 where a token stands past the length of its pair's other completion, else 0."""
+        counts = torch.bincount(self.owners, minlength=2 * self.num_pairs)
+        starts = counts.cumsum(0) - counts
+        positions = torch.arange(len(self.owners), device=self.owners.device) - starts[self.owners]
+        shorter = counts.view(-1, 2).amin(1)
+        return (positions >= shorter[self.owners // 2]).float()
+
     def split(self, token_logps: torch.Tensor) -> list[torch.Tensor]:
         """Per-token values [N] -> 2B tensors, one a completion: chosen, rejected, chosen, ..."""
         return list(token_logps.split(torch.bincount(self.owners, minlength=2 * self.num_pairs).tolist()))

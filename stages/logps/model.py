@@ -47,8 +47,10 @@ class PairLogprobs(nn.Module):
         """Pairs as (prompt_ids, chosen_ids, rejected_ids) -> what this model's forward takes."""
         return pack(pairs, ROUND) if self.shares_prompts else pad(pairs)
 
-    def forward(self, layout: Layout) -> torch.Tensor:
+    def forward(self, layout: Layout, squares: bool = False) -> torch.Tensor:
         """Log-probs [N] float32, nats, of the layout's target tokens, given what comes before them in their sequence.
+
+        With `squares` [2, N]: in the second row the log of the sum of all squared probabilities there (head.py).
 
         A token that nothing comes before, the first of a completion after an empty prompt, has a log-prob of 0: a
         causal model says nothing of it, and trainers leave it out of their sums.
@@ -59,8 +61,8 @@ class PairLogprobs(nn.Module):
         output = self.causal_lm.base_model(input_ids=layout.input_ids, use_cache=False, **seen)
         spare = (0, -len(layout.targets) % ROUND)
         hidden = output.last_hidden_state.flatten(0, 1)[pad_end(layout.sources.clamp(min=0), spare)]
-        logps: torch.Tensor = self.head.target_logps(hidden, pad_end(layout.targets, spare), self.rule)
-        return logps[: len(layout.targets)].where(layout.sources >= 0, 0.0)
+        logps: torch.Tensor = self.head.target_logps(hidden, pad_end(layout.targets, spare), self.rule, squares)
+        return logps[..., : len(layout.targets)].where(layout.sources >= 0, 0.0)
 
 
 def load(name: str, dtype: str, longest: int) -> PairLogprobs:

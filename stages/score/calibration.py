@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from stages import schema
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.errors import ContractError
@@ -107,7 +108,7 @@ def _measure(
     accept = config.accept
     sample, scored = _sample(pairs, logprobs, accept.calibration_pairs)
     live = TorchScorer(config.model_copy(update={"dtype": accept.dtype_of(config.dtype)}), resources, longest)
-    both = (scored[f"ref_{side}_token_logps"].to_pylist() for side in ("chosen", "rejected"))
+    both = (scored[f"ref_{side}_token_logps"].to_pylist() for side in schema.sides(scored.column_names))
     cached = [np.asarray(values) for pair in zip(*both, strict=True) for values in pair]
     return Differences(cached, [np.asarray(values) for values in live.token_logps(sample)])
 

@@ -20,14 +20,16 @@ _log = logging.getLogger("raydpo")
 class KnownLogprobs:
     artifacts: Sequence[ReferenceLogprobs] = ()
 
-    def find(self, part: str, parts: Sequence[str], pair_ids: pa.ChunkedArray) -> pa.Table:
-        """Rows of LOGPROBS, in any order, for those of `pair_ids`, the pairs of `part`, that are known without error.
+    def find(self, part: str, parts: Sequence[str], pairs: pa.Table) -> pa.Table:
+        """Rows of log-probs, in any order, for those of `pairs`, which stand in `part`, that are known without error.
 
         A damaged file is passed over, and its pairs are scored again.
         """
-        found = [schema.LOGPROBS.empty_table()]
+        found = [schema.logprobs_schema(pairs).empty_table()]
         for table in self._of_whole_parts(part, parts, ReferenceLogprobs.read_unchecked):
-            known = table.filter(pc.and_(pc.is_in(table["pair_id"], pair_ids), pc.is_null(table["error"])))
+            if table.schema != found[0].schema:  # pairs, or labelled completions, where the other is wanted
+                continue
+            known = table.filter(pc.and_(pc.is_in(table["pair_id"], pairs["pair_id"]), pc.is_null(table["error"])))
             seen = pa.concat_tables(found)["pair_id"]
             found.append(known.filter(pc.invert(pc.is_in(known["pair_id"], seen))))
         return pa.concat_tables(found)

@@ -73,7 +73,7 @@ class PartScorer:
         """
         part, began = batch["part"][0].as_py(), time.perf_counter()
         pairs = self.job.pairs.read(part)
-        known = self.job.known.find(part, self.parts, pairs["pair_id"])
+        known = self.job.known.find(part, self.parts, pairs)
         new = pairs.filter(pc.invert(pc.is_in(pairs["pair_id"], known["pair_id"])))
         attempts = Attempts(self.job.out / ".attempts" / part, self.job.resources.attempts)
         scored = _in_order(pa.concat_tables([known, self._score(new, attempts, part)]), pairs)
@@ -97,9 +97,9 @@ class PartScorer:
         return pa.Table.from_pylist([report])
 
     def _score(self, pairs: pa.Table, attempts: Attempts, part: str) -> pa.Table:
-        """Rows of LOGPROBS for `pairs`, all in one go: so the values do not depend on what failed before."""
+        """Rows of log-probs for `pairs`, all in one go: so the values do not depend on what failed before."""
         if not len(pairs):
-            return schema.LOGPROBS.empty_table()
+            return schema.logprobs_schema(pairs).empty_table()
         scorer = self.scorer
         if len(attempts.failed("whole")) >= attempts.limit:
             for rows in attempts.search(range(len(pairs))):
@@ -144,10 +144,11 @@ def _in_order(logprobs: pa.Table, pairs: pa.Table) -> pa.Table:
 
 def count_tokens(pairs: pa.Table) -> int:
     """As an engine reads them: the prompt once a side."""
-    prompt, chosen, rejected = (
-        pc.sum(pc.list_value_length(pairs[f"{name}_ids"])).as_py() or 0 for name in ("prompt", "chosen", "rejected")
+    prompt, first, second = (
+        pc.sum(pc.list_value_length(pairs[f"{name}_ids"])).as_py() or 0
+        for name in ("prompt", *schema.sides(pairs.column_names))
     )
-    return int(2 * prompt + chosen + rejected)
+    return int(2 * prompt + first + second)
 
 
 def facts_of(out: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from stages import schema
 from stages.logps.budget import fill
 from stages.logps.model import load
 from stages.score.config import ScoreConfig, ScoreResources
@@ -23,7 +24,12 @@ class TorchScorer:
     @torch.inference_mode()
     def token_logps(self, pairs: pa.Table) -> list[list[float]]:
         """Per-token log-probs of 2B completions of B pairs: chosen, rejected, chosen, ... Nats."""
-        rows = [tuple(row.values()) for row in pairs.select(["prompt_ids", "chosen_ids", "rejected_ids"]).to_pylist()]
+        rows = [
+            tuple(row.values())
+            for row in pairs.select(
+                [f"{name}_ids" for name in ("prompt", *schema.sides(pairs.column_names))]
+            ).to_pylist()
+        ]
         lengths = np.array([sum(map(len, row)) for row in rows])
         order = np.argsort(-lengths, kind="stable")
         scored: list[list[float]] = [[]] * (2 * len(rows))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stages import schema
 from stages.model_files import split_revision, vocabulary
 from stages.score.config import ScoreConfig, ScoreResources
 
@@ -53,9 +54,10 @@ class VllmScorer:
 
         None where the engine gave nothing for a sequence.
         """
-        prompts, chosen, rejected = (pairs[f"{name}_ids"].to_pylist() for name in ("prompt", "chosen", "rejected"))
+        names = ("prompt", *schema.sides(pairs.column_names))
+        prompts, first, second = (pairs[f"{name}_ids"].to_pylist() for name in names)
         # All chosen first: when the rejected come, the prompts are in the engine's cache, if it keeps one.
-        sequences = [*zip(prompts, chosen, strict=True), *zip(prompts, rejected, strict=True)]
+        sequences = [*zip(prompts, first, strict=True), *zip(prompts, second, strict=True)]
         values = self._picked(sequences, self.shares_prefix) if self.picks_tokens else self._all_positions(sequences)
         if self.shares_prefix:
             # Nothing is given where more than the prompt was found in the cache: both completions begin alike.

@@ -6,13 +6,16 @@ from pydantic import Field
 
 from stages.config import Config, Count, Fraction
 
-Shape = Literal["auto", "explicit", "conversational", "implicit", "hh"]
+Shape = Literal["auto", "explicit", "conversational", "implicit", "hh", "labelled"]
 
 
 class Columns(Config):
     prompt: str = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
+    margin: str | None = None  # a number: how much better chosen is
+    completion: str = "completion"
+    label: str = "label"  # of the completion: true where it is desirable
 
 
 class ShardConfig(Config):
@@ -21,6 +24,9 @@ class ShardConfig(Config):
     split: str = "train"  # of a `datasets` folder or a hub set
     columns: Columns = Columns()
     shape: Shape = "auto"  # auto: told from the first row
+    rows: Literal["pairs", "labelled"] = (
+        "pairs"  # what is made; triples are unrolled into two labelled completions each
+    )
     limit: Count | None = None  # take only the first rows
     tokenizer: str  # folder or hub name
     max_length: int = Field(1024, ge=8)  # tokens of prompt + completion

@@ -1,8 +1,9 @@
 """One row as it was read -> one triple of texts, by the row's shape."""
 
 import json
+import math
 import os.path
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.errors import RecipeError
@@ -18,6 +19,19 @@ class Triple:
     prompt: str | list[dict[str, Any]]
     chosen: str | list[dict[str, Any]]
     rejected: str | list[dict[str, Any]]
+    margin: float | None = None  # how much better chosen is
+
+    def unrolled(self) -> "list[Labelled]":
+        return [Labelled(self.prompt, self.chosen, True), Labelled(self.prompt, self.rejected, False)]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A prompt, one completion, and whether it is desirable."""
+
+    prompt: str | list[dict[str, Any]]
+    completion: str | list[dict[str, Any]]
+    label: bool
 
 
 class Malformed(ValueError):
@@ -26,7 +40,9 @@ class Malformed(ValueError):
 
 def detect_shape(row: dict[str, Any], columns: Columns, source: str) -> Shape:
     """Tell the shape of a set from its first row; raise RecipeError where the columns are not there."""
-    for name in (columns.chosen, columns.rejected):
+    if columns.chosen not in row and {columns.prompt, columns.completion, columns.label} <= row.keys():
+        return "labelled"
+    for name in filter(None, (columns.chosen, columns.rejected, columns.margin)):
         if name not in row:
             raise RecipeError(
                 f"{source} has no column {name!r}; it has {', '.join(map(repr, row))}. "
@@ -40,14 +56,40 @@ def detect_shape(row: dict[str, Any], columns: Columns, source: str) -> Shape:
     return "hh" if isinstance(chosen, str) and chosen.startswith(HH_HUMAN) else "implicit"
 
 
-def parse(text: str, shape: Shape, columns: Columns) -> Triple:
-    """Read one row of JSON text. Raises Malformed."""
+def parse(text: str, shape: Shape, columns: Columns) -> Triple | Labelled:
+    """Read one row of JSON text: of the shape "labelled" a Labelled, else a Triple. Raises Malformed."""
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         raise Malformed(f"not JSON: {error}") from error
     if not isinstance(row, dict):
         raise Malformed(f"not a JSON object but a {type(row).__name__}")
+    if shape == "labelled":
+        return _parse_labelled(row, columns)
+    triple = _parse_triple(row, shape, columns)
+    return replace(triple, margin=_number(row, columns.margin)) if columns.margin else triple
+
+
+def _parse_labelled(row: dict[str, Any], columns: Columns) -> Labelled:
+    prompt, completion, label = _field(row, columns.prompt), _field(row, columns.completion), row.get(columns.label)
+    if label not in (True, False):
+        raise Malformed(f"column {columns.label!r} is {label!r}, not true or false")
+    if isinstance(completion, list):
+        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        _check_messages(prompt, completion)
+    elif not isinstance(prompt, str):
+        raise Malformed("the prompt is a list of messages, and the completion is text")
+    return Labelled(prompt, completion, bool(label))
+
+
+def _number(row: dict[str, Any], name: str) -> float:
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise Malformed(f"column {name!r} is {value!r}, not a finite number")
+    return float(value)
+
+
+def _parse_triple(row: dict[str, Any], shape: Shape, columns: Columns) -> Triple:
     chosen, rejected = _field(row, columns.chosen), _field(row, columns.rejected)
     if type(chosen) is not type(rejected):
         raise Malformed(f"chosen is a {type(chosen).__name__}, rejected a {type(rejected).__name__}")

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stages.config import Config, Count, Fraction
+from stages.train.objectives import Loss, Sigmoid
 
 
 class Lora(Config):
@@ -25,10 +26,9 @@ class TrainConfig(Config):
 
     lora: Lora | None = None  # None: all weights are trained
 
-    beta: float = Field(0.1, gt=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    loss: Loss = Sigmoid()  # by name, with its own fields (objectives.py); a list is a weighted sum
 
-    global_batch: Count = 64  # pairs an optimizer step, whatever the number of workers
+    global_batch: Count = 64  # pairs, or labelled completions, an optimizer step, whatever the number of workers
     epochs: float = Field(1.0, gt=0)
     max_steps: Count | None = None  # stop early
     seed: int = Field(0, ge=0)
@@ -42,6 +42,10 @@ class TrainConfig(Config):
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = Field(1e-8, gt=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
+
+    @property
+    def unread(self) -> frozenset[str]:
+        return frozenset() if self.loss.reference else frozenset({"logprobs"})
 
 
 class Elastic(Config):

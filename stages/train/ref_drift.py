@@ -31,7 +31,7 @@ class RefDrift:
         worst = int(difference.argmax())
         row = int(batch.layout.owners[worst])
         position = worst - int((batch.layout.owners < row).sum())
-        side = ("chosen", "rejected")[row % 2]
+        side = batch.sides[row % 2]
         where = (
             f"pair {batch.pair_ids[row // 2]}, {side} token {position}: policy {token_logps[worst].item():.5f}, "
             f"reference {batch.ref_token_logps[worst].item():.5f}"

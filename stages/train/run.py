@@ -11,7 +11,7 @@ from ray.train.torch import TorchTrainer
 
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.cpu_environment import CPU_ENVIRONMENT
-from stages.errors import ContractError, out_of_ray
+from stages.errors import ContractError, MissingArtifact, out_of_ray
 from stages.logps.model import check_fits
 from stages.progress import Progress, Silent
 from stages.train.batches import num_steps
@@ -26,26 +26,50 @@ def train(
     config: TrainConfig,
     *,
     pairs: PreferencePairs,
-    logprobs: ReferenceLogprobs,
+    logprobs: ReferenceLogprobs | None = None,
     out: Path,
     resources: TrainResources,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the PolicyCheckpoint of `config` under `out` and return the facts of the work.
 
-    Raises RecipeError where the policy cannot take the pairs' length; ContractError where `logprobs` are not those of
-    `pairs`, a part is damaged, or the policy is not the reference at step 1.
+    `logprobs` may be left out where the loss needs no reference, and are not read there. Raises RecipeError where the
+    policy cannot take the pairs' length; ContractError where `logprobs` are not those of `pairs`, the loss cannot be
+    computed of them, a part is damaged, or the policy is not the reference at step 1.
     """
     made = pairs.manifest.facts
     check_fits(config.policy, made["longest"])
-    logprobs.check_scored_from(pairs)
-    num_pairs = made["train"] - logprobs.manifest.facts["unscored"]["train"]
+    num_pairs = made["train"]
+    if config.loss.reference:
+        if logprobs is None:
+            raise MissingArtifact(
+                f"train.loss {config.loss.name} needs the reference's log-probs: score the pairs first"
+            )
+        logprobs.check_scored_from(pairs)
+        num_pairs -= logprobs.manifest.facts["unscored"]["train"]
+    else:
+        logprobs = None
+    _check_rows(config, pairs)
     if not num_pairs:
         raise ContractError(f"PreferencePairs {pairs.folder.name} has no pair to train on; lower shard.eval_fraction")
     out.mkdir(parents=True, exist_ok=True)
     steps = num_steps(num_pairs, config)
     _fit(Job(config, resources, pairs, logprobs, out, made["longest"]), steps, progress or Silent())
     return _facts(PolicyCheckpoint(out).metrics, steps, num_pairs)
+
+
+def _check_rows(config: TrainConfig, pairs: PreferencePairs) -> None:
+    """Labelled completions for the losses of labelled completions, pairs for the others."""
+    given = "labelled" if pairs.labelled else "pairs"
+    wanted = "labelled" if config.loss.labelled else "pairs"
+    if given != wanted:
+        raise ContractError(
+            f"train.loss {config.loss.name} needs {_ROWS[wanted]}, and PreferencePairs {pairs.folder.name} holds "
+            f"{_ROWS[given]}. Set shard.rows: {wanted}"
+        )
+
+
+_ROWS = {"pairs": "pairs", "labelled": "labelled completions"}
 
 
 def _fit(job: Job, steps: int, progress: Progress) -> None:
@@ -86,7 +110,7 @@ def _fit(job: Job, steps: int, progress: Progress) -> None:
 
 
 def _facts(metrics: list[Metrics], steps: int, pairs: int) -> dict[str, Any]:
-    before, after = metrics[0], metrics[-1]
+    before, first, after = metrics[0], metrics[1], metrics[-1]
     trained = [line for line in metrics[1:] if "loss" in line]  # skipped steps have none
     moved = {"loss": [trained[0]["loss"], trained[-1]["loss"]]}
     moved |= {
@@ -99,7 +123,6 @@ def _facts(metrics: list[Metrics], steps: int, pairs: int) -> dict[str, Any]:
         "pairs": pairs,
         "skipped": after["skipped"],
         "before and after": moved,  # of training; the loss at its first and last step
-        "check/ref_drift": metrics[1]["check/ref_drift"],
-        "check/ref_drift_mean": metrics[1]["check/ref_drift_mean"],
+        **{name: first[name] for name in ("check/ref_drift", "check/ref_drift_mean") if name in first},
         "peak_memory_gb": max(line.get("peak_memory_gb", 0.0) for line in metrics),
     }

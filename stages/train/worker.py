@@ -4,10 +4,10 @@ import json
 import math
 import resource
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,21 @@ from torch.distributed.tensor import DTensor
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError, is_for_users
 from stages.logps.model import PairLogprobs, load
-from stages.train.batches import Share, batch_at, num_steps, shares
+from stages.train.batches import batch_at, num_steps, shares
 from stages.train.checkpoints import Checkpoints
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.export import export_policy
 from stages.train.fsdp import shard_model
 from stages.train.layers import prepare_layers
 from stages.train.lora import add_adapters
-from stages.train.loss import dpo_loss
+from stages.train.losses import Memory
 from stages.train.metrics_log import Metrics, MetricsLog
 from stages.train.pair_table import Batch, PairTable
 from stages.train.ref_drift import RefDrift
 from stages.train.refusal import Refusal
+from stages.train.report import report
 from stages.train.schedule import lr_at
+from stages.train.step_loss import StepLoss, Work
 from stages.train.watch import Watch
 
 _WITHOUT_GRADIENTS = 4  # times as many tokens fit into a forward pass that keeps no activations
@@ -44,7 +46,7 @@ class Job:
     config: TrainConfig
     resources: TrainResources
     pairs: PreferencePairs
-    logprobs: ReferenceLogprobs
+    logprobs: ReferenceLogprobs | None  # None: the loss needs no reference
     out: Path
     longest: int  # tokens of the longest sequence
 
@@ -79,6 +81,7 @@ class Worker:
         self.pairs = PairTable(job.pairs, job.logprobs, "train")
         self.held_out = PairTable(job.pairs, job.logprobs, "eval")
         self.model = self._sharded_model()
+        self.loss_state: Memory = {}  # what the loss keeps of earlier steps
         config = self.config
         self.optimizer = torch.optim.AdamW(
             [weight for weight in self.model.parameters() if weight.requires_grad], lr=config.lr,
@@ -131,7 +134,7 @@ class Worker:
         step = self.checkpoints.latest()
         if step is not None:
             state = self.checkpoints.load(step, self.model, self.optimizer)
-            self.skipped = state["skipped"]
+            self.skipped, self.loss_state = state["skipped"], state["loss"]
             torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["rng"]), dtype=torch.uint8))
         if self.rank == 0:
             self.metrics.rewind(-1 if step is None else step)
@@ -151,7 +154,7 @@ class Worker:
         return self._told and not told  # once
 
     def _save(self, step: int, held_out_loss: float | None) -> None:
-        state = {"skipped": self.skipped, "rng": torch.get_rng_state().numpy().tobytes().hex()}
+        state = {"skipped": self.skipped, "loss": self.loss_state, "rng": torch.get_rng_state().numpy().tobytes().hex()}
         self.checkpoints.save(step, self.model, self.optimizer, state, held_out_loss)
         self._saved_at = time.monotonic()
 
@@ -159,35 +162,32 @@ class Worker:
         """One optimizer step on the pairs of `batch_at(step)`; its metrics are means over them."""
         config, began = self.config, time.perf_counter()
         rows = batch_at(step, config.seed, len(self.pairs), config.global_batch)
-        sums, drift, bad, data_seconds = Counter[str](), RefDrift(), list[str](), 0.0
-        for share in self._shares(self.pairs, rows):
-            self.watch.beat(step)
-            asked = time.perf_counter()
-            batch = self.pairs.batch(share.rows, self.model, self.device)
-            weights = torch.from_numpy(share.weights).to(self.device)
-            data_seconds += time.perf_counter() - asked
-            loss, of_batch, token_logps = self._forward(batch, weights)
-            if not loss.isfinite():
-                bad += batch.pair_ids
+        step_loss, drift = self._step_loss(self.pairs, rows), RefDrift()
+        compares = step == 1 and config.loss.reference
+        self.watch.beat(step)
+        for work in step_loss.work:
+            loss, batch, token_logps = step_loss.learn(work)
             # FSDP averages gradients over ranks; the loss is a mean over the pairs of the step.
             (loss * self.world / config.global_batch).backward()
-            sums.update(of_batch)
-            if step == 1:
+            if compares:
                 drift += RefDrift.of(batch, token_logps)
-        checks = self._check_drift(drift) if step == 1 else {}
+        checks = self._check_drift(drift) if compares else {}
 
         lr = lr_at(step, total, config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or float("inf"))
         grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
-        means, tokens = self._reduce(sums)
-        if math.isfinite(means["loss"]) and math.isfinite(grad_norm):
+        seen, losses = step_loss.learned()
+        if losses.isfinite().all() and math.isfinite(grad_norm):
             self.optimizer.step()
+            self.loss_state = step_loss.memory
+            means = report(seen, losses, config.loss)
         else:
+            self._skip(step, rows[~losses.isfinite().cpu().numpy()])
             means, grad_norm = {}, 0.0
-            self._skip(step, bad)
         self.optimizer.zero_grad()
+        tokens = step_loss.all_tokens()
         seconds = time.perf_counter() - began
         return means | checks | {
             "batch": self.pairs.digest(rows),  # the same on any number of workers, and after any stop
@@ -198,26 +198,23 @@ class Worker:
             "pairs_per_second": config.global_batch / seconds,
             "tokens_per_second": tokens / seconds,
             "step_seconds": seconds,
-            "data_seconds": data_seconds,  # of it, on rank 0, waiting for pairs
+            "data_seconds": step_loss.data_seconds,  # of it, on rank 0, waiting for pairs
             "peak_memory_gb": self._peak_memory(),
         }  # fmt: skip
 
-    def _skip(self, step: int, bad: list[str]) -> None:
-        """Leave the weights as they are. Raises ContractError past the limit."""
-        gathered: list[list[str]] = [bad] * self.world
-        dist.all_gather_object(gathered, bad)
+    def _skip(self, step: int, bad: np.ndarray) -> None:
+        """Leave the weights as they are, and note the pairs. Raises ContractError past the limit."""
         self.skipped += 1
-        suspects = [pair_id for of_rank in gathered for pair_id in of_rank] or [
-            "none: every loss is finite, the gradient is not"
-        ]
+        pair_ids = self.pairs.ids(bad)
         if self.rank == 0:
             with (self.job.out / "skipped.jsonl").open("a") as lines:
-                lines.write(json.dumps({"step": step, "pairs": suspects}) + "\n")
+                lines.write(json.dumps({"step": step, "pairs": pair_ids}) + "\n")
         if self.skipped > self.config.max_skipped_steps:
+            told = f"Pairs: {', '.join(pair_ids[:4])}" if pair_ids else "Every loss is finite, the gradient is not"
             raise ContractError(
                 f"at step {step} the loss or the gradient is not finite, as in {self.skipped - 1} steps before, and "
-                f"train.max_skipped_steps is {self.config.max_skipped_steps}. Pairs: {', '.join(suspects[:4])}; all "
-                f"stand in {self.job.out / 'skipped.jsonl'}. Look at them, lower train.lr, or train in float32"
+                f"train.max_skipped_steps is {self.config.max_skipped_steps}. {told}; all stand in "
+                f"{self.job.out / 'skipped.jsonl'}. Look at them, lower train.lr, or train in float32"
             )
 
     @torch.no_grad()
@@ -225,46 +222,34 @@ class Worker:
         """Means over the held-out pairs, named eval/..; nothing where no pair is held out."""
         if not len(self.held_out):
             return {}
-        sums = Counter[str]()
-        for share in self._shares(self.held_out, np.arange(len(self.held_out)), _WITHOUT_GRADIENTS):
-            self.watch.beat()
-            batch = self.held_out.batch(share.rows, self.model, self.device)
-            sums.update(self._forward(batch, torch.from_numpy(share.weights).to(self.device))[1])
-        means, _ = self._reduce(sums)
+        pairs, loss = np.arange(len(self.held_out)), self.config.loss
+        size = self.config.global_batch if loss.of_the_step else len(pairs)
+        looks = [
+            self._step_loss(self.held_out, pairs[start : start + size], _WITHOUT_GRADIENTS).look()
+            for start in range(0, len(pairs), size)
+        ]
+        seen = [columns for columns, _ in looks]
+        whole = type(seen[0])(*map(torch.cat, zip(*seen, strict=True)))
+        losses = torch.cat([losses for _, losses in looks])
+        means = report(whole, losses, loss)
         return {f"eval/{name}": value for name, value in means.items()}
 
-    def _shares(self, table: PairTable, rows: np.ndarray, larger: int = 1) -> list[Share]:
+    def _step_loss(self, table: PairTable, rows: np.ndarray, larger: int = 1) -> StepLoss:
+        """The loss over `rows` of the table, in micro-batches that may be `larger` than those of training."""
         max_tokens = larger * self.job.resources.max_tokens_per_microbatch
-        return shares(rows, table.lengths[rows], self.rank, self.world, max_tokens)
+        work = [
+            Work(
+                partial(self._batch, table, rows[share.rows]),
+                torch.from_numpy(share.rows).to(self.device),
+                torch.from_numpy(share.weights).to(self.device),
+            )
+            for share in shares(np.arange(len(rows)), table.lengths[rows], self.rank, self.world, max_tokens)
+        ]
+        return StepLoss(self.config.loss, self.model, work, len(rows), self.loss_state)
 
-    def _forward(self, batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
-        """Loss summed over the batch, weighted sums of metrics, and per-token log-probs [N]."""
-        token_logps = self.model(batch.layout)
-        chosen_logps, rejected_logps = batch.layout.sums(token_logps)
-        losses, chosen_rewards, rejected_rewards = dpo_loss(
-            chosen_logps, rejected_logps, batch.ref_chosen_logps, batch.ref_rejected_logps,
-            self.config.beta, self.config.label_smoothing,
-        )  # fmt: skip
-        per_pair = {
-            "loss": losses,
-            "rewards/chosen": chosen_rewards,
-            "rewards/rejected": rejected_rewards,
-            "rewards/margins": chosen_rewards - rejected_rewards,
-            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
-            "logps/chosen": chosen_logps,
-            "logps/rejected": rejected_logps,
-        }
-        sums = {name: (weights * values.detach()).sum().item() for name, values in per_pair.items()}
-        sums |= {"pairs": weights.sum().item(), "tokens": float(batch.layout.num_tokens)}
-        return (weights * losses).sum(), sums, token_logps
-
-    def _reduce(self, sums: Counter[str]) -> tuple[Metrics, float]:
-        """Sums of this rank -> means over all pairs of all ranks, and the number of tokens computed."""
-        values = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
-        dist.all_reduce(values)
-        total = dict(zip(sums, values.tolist(), strict=True))
-        pairs, tokens = total.pop("pairs"), total.pop("tokens")
-        return {name: value / pairs for name, value in total.items()}, tokens
+    def _batch(self, table: PairTable, rows: np.ndarray) -> Batch:
+        self.watch.beat()
+        return table.batch(rows, self.model, self.device)
 
     def _check_drift(self, drift: RefDrift) -> Metrics:
         gathered: list[RefDrift] = [drift] * self.world
@@ -289,5 +274,7 @@ class Worker:
 
 def identity_of(job: Job) -> dict[str, Any]:
     """What a checkpoint must have been made from, to be taken up by `job`."""
-    inputs = {"pairs": job.pairs.manifest.fingerprint, "logprobs": job.logprobs.manifest.fingerprint}
+    inputs = {"pairs": job.pairs.manifest.fingerprint}
+    if job.logprobs is not None:
+        inputs["logprobs"] = job.logprobs.manifest.fingerprint
     return {"config": job.config.model_dump(mode="json"), "inputs": inputs}

@@ -63,11 +63,11 @@ def measure(size: dict[str, int], options: argparse.Namespace, reference: bool) 
 def step(vocabulary: int, length: int, pairs: int, max_tokens: int, reference: bool) -> dict[str, float]:
     import numpy as np
     import torch
+    from torch.nn.functional import logsigmoid
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from stages.logps.budget import fill
     from stages.logps.model import PairLogprobs, wrap
-    from stages.train.loss import dpo_loss
 
     torch.manual_seed(0)
 
@@ -90,7 +90,9 @@ def step(vocabulary: int, length: int, pairs: int, max_tokens: int, reference: b
         if other is not None:
             with torch.no_grad():
                 reference_logps = layout.sums(other(layout))
-        (dpo_loss(*layout.sums(policy(layout)), *reference_logps, beta=0.1).losses.sum() / pairs).backward()
+        chosen, rejected = layout.sums(policy(layout))
+        logits = (chosen - rejected) - (reference_logps[0] - reference_logps[1])
+        (-logsigmoid(0.1 * logits).sum() / pairs).backward()
     optimizer.step()
     return {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
 

@@ -56,9 +56,9 @@ def test_run_shows_one_table_and_a_second_run_does_nothing(project: Project) -> 
     shown = json.loads(raydpo("show", *options(project), "--json").stdout)
     assert shown["train"]["facts"]["steps"] == 6
     assert shown["score"]["payload"]["inputs"]["pairs"] == shown["shard"]["fingerprint"]
-    planned = json.loads(raydpo("plan", *options(project), "--set", "train.beta=0.2", "--json").stdout)
+    planned = json.loads(raydpo("plan", *options(project), "--set", "train.loss.beta=0.2", "--json").stdout)
     assert [row["state"] for row in planned] == ["hit", "hit", "miss"]
-    assert "train.beta: 0.1 -> 0.2" in planned[2]["why"]
+    assert "train.loss.beta: 0.1 -> 0.2" in planned[2]["why"]
 
     part = Path(shown["score"]["path"]) / "part-00001.parquet"
     assert raydpo("verify", *options(project)).returncode == 0
@@ -139,7 +139,7 @@ def test_a_submitted_job_runs_once(project: Project) -> None:
     ("arguments", "message"),
     [
         (["--set", "shard.source=nowhere.jsonl"], "shard.source: there is no file or folder nowhere.jsonl"),
-        (["--set", "train.betta=0.2"], "train.betta: no such key; did you mean beta?"),
+        (["--set", "train.loss.betta=0.2"], "train.loss.betta: no such key; did you mean beta?"),
         (["--set", "shard.columns.chosen=better"], "has no column 'better'; it has 'prompt', 'chosen', 'rejected'"),
         (["--set", "shard.max_length=512"], "takes at most 256 tokens. Set shard.max_length to 256 or less"),
         (["--only", "train"], "train needs PreferencePairs"),

@@ -1,0 +1,287 @@
+"""The losses as functions: by hand, against their papers' formulas, at their limits. Beside TRL: test_losses_trl.py."""
+
+import math
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from stages.train import objectives
+from stages.train.losses import LabelledLogps, Logps, PairLogps, losses_of, remembered
+from stages.train.report import report
+
+ALL = [kind() for kind in get_args(objectives.Single)]
+PAIRED = [loss for loss in ALL if not loss.labelled]
+LABELLED = [loss for loss in ALL if loss.labelled]
+DIVERGENCES = [{}, {"divergence": "forward_kl"}, {"divergence": "js"}, {"divergence": "alpha", "divergence_alpha": 0.5}]
+logps = st.floats(-1e4, 0, width=32)
+
+
+def by_name(loss: object) -> str:
+    return loss.name if hasattr(loss, "name") else str(loss)
+
+
+def pairs(dtype: torch.dtype = torch.float32, **columns: object) -> PairLogps:
+    """Columns that are not given are zero; lengths are one."""
+    size = max(len(np.atleast_1d(values)) for values in columns.values())
+    known = {"chosen_length": 1.0, "rejected_length": 1.0, "mean_length": 1.0} | columns
+    values = (np.broadcast_to(known.get(name, 0.0), size).copy() for name in PairLogps._fields)
+    return PairLogps(*(torch.tensor(each, dtype=dtype) for each in values))
+
+
+def labelled(dtype: torch.dtype = torch.float32, **columns: object) -> LabelledLogps:
+    size = max(len(np.atleast_1d(values)) for values in columns.values())
+    values = (np.broadcast_to(columns.get(name, 0.0), size).copy() for name in LabelledLogps._fields)
+    return LabelledLogps(*(torch.tensor(each, dtype=dtype) for each in values))
+
+
+def random_pairs(seed: int = 0, size: int = 9) -> PairLogps:
+    chance = np.random.default_rng(seed)
+    sums = ("chosen", "rejected", "ref_chosen", "ref_rejected")
+    lengths = {f"{side}_length": chance.integers(1, 30, size) for side in ("chosen", "rejected")}
+    rest = {"mean_length": lengths["chosen_length"].mean(), "margin": chance.uniform(0, 3, size)}
+    return pairs(**{name: -chance.uniform(1, 40, size) for name in sums}, **lengths, **rest)
+
+
+def only(seen: Logps, loss: objectives.Loss) -> float:
+    return losses_of(seen, loss, {}).item()
+
+
+def test_dpo_by_hand() -> None:
+    # logits = (-1 - -3) - (-2 - -2.5) = 1.5; -log sigmoid(0.2 * 1.5) = log(1 + exp(-0.3))
+    seen = pairs(chosen=-1, rejected=-3, ref_chosen=-2, ref_rejected=-2.5)
+    assert only(seen, objectives.Sigmoid(beta=0.2)) == pytest.approx(math.log1p(math.exp(-0.3)))
+    smoothed = 0.9 * math.log1p(math.exp(-0.3)) + 0.1 * math.log1p(math.exp(0.3))
+    assert only(seen, objectives.Sigmoid(beta=0.2, label_smoothing=0.1)) == pytest.approx(smoothed)
+
+
+def test_ipo_by_hand() -> None:
+    # ((-1 + 2) / 2 - (-3 + 2.5) / 5 - 1 / 0.4)^2 = (0.5 + 0.1 - 2.5)^2
+    seen = pairs(chosen=-1, rejected=-3, ref_chosen=-2, ref_rejected=-2.5, chosen_length=2, rejected_length=5)
+    assert only(seen, objectives.Ipo(beta=0.2)) == pytest.approx(3.61)
+
+
+def test_kto_by_hand() -> None:
+    # z = mean(1, 3) = 2; 1 - sigmoid(0.5 (4 - 2)) where desirable, 1 - sigmoid(0.5 (2 - 1)) where not, times 3
+    seen = labelled(
+        completion=[-1, -2], ref_completion=[-5, -3], mismatched=[-4, -2], ref_mismatched=[-5, -5], label=[1, 0]
+    )
+    losses = losses_of(seen, objectives.Kto(beta=0.5, undesirable_weight=3), {})
+    assert losses.tolist() == pytest.approx([1 / (1 + math.e), 3 / (1 + math.exp(0.5))])
+    below = seen._replace(ref_mismatched=torch.zeros(2))  # a negative estimate of z counts as zero
+    assert losses_of(below, objectives.Kto(beta=0.5), {})[0].item() == pytest.approx(1 / (1 + math.exp(2)))
+
+
+def test_orpo_by_hand() -> None:
+    # p(w) = 1/2 and p(l) = 1/4 a token: odds 1 and 1/3; -log sigmoid(log 3) = log(4 / 3). NLL: log 2 a token.
+    seen = pairs(chosen=-3 * math.log(2), rejected=-2 * math.log(4), chosen_length=3, rejected_length=2, mean_length=3)
+    assert only(seen, objectives.Orpo(beta=0.5)) == pytest.approx(math.log(2) + 0.5 * math.log(4 / 3))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def formula(loss: objectives.Loss, s: dict[str, np.ndarray]) -> np.ndarray:
+    """What TRL lacks, from the papers, on float64 columns."""
+    h = (s["chosen"] - s["ref_chosen"]) - (s["rejected"] - s["ref_rejected"])
+    match loss.name:
+        case "sigmoid":
+            smooth = loss.label_smoothing
+            return -(1 - smooth) * np.log(sigmoid(loss.beta * h)) - smooth * np.log(sigmoid(-loss.beta * h))
+        case "r_dpo":
+            longer = s["chosen_length"] - s["rejected_length"]
+            return -np.log(sigmoid(loss.beta * h + loss.length_penalty * longer))
+        case "odpo":
+            return -np.log(sigmoid(loss.beta * h - loss.margin_scale * s["margin"]))
+        case "rpo":
+            return -np.log(sigmoid(loss.beta * h)) - loss.nll * s["chosen"] / s["chosen_length"]
+        case "beta_dpo":
+            beta = loss.beta * (1 + loss.adaptation * (loss.beta * h.mean() - 0.3))
+            return -np.log(sigmoid(beta * h))
+    raise AssertionError(loss.name)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        objectives.Sigmoid(label_smoothing=0.2),
+        objectives.RDpo(length_penalty=0.05),
+        objectives.Odpo(margin_scale=0.7),
+        objectives.Rpo(nll=0.4),
+        objectives.BetaDpo(adaptation=0.5),
+    ],
+    ids=by_name,
+)
+def test_what_trl_lacks_is_its_papers_formula(loss: objectives.Loss) -> None:
+    seen = random_pairs()
+    columns = {name: column.double().numpy() for name, column in zip(seen._fields, seen, strict=True)}
+    ours = losses_of(seen, loss, {"beta_dpo/value": 0.3})
+    np.testing.assert_allclose(ours.numpy(), formula(loss, columns), rtol=1e-5)
+
+
+def test_bco_keeps_the_middle_of_both_kinds_of_rewards() -> None:
+    loss = objectives.Bco(beta=0.5)
+    first = labelled(completion=[2, 4, -6], label=[1, 1, 0])  # rewards 1, 2 and -3
+    second = labelled(completion=[8, -2], label=[1, 0])  # 4 and -1
+    memory = remembered(first, loss, {})
+    assert memory["bco/value"] == pytest.approx((1.5 - 3) / 2)
+    memory = remembered(second, loss, memory)
+    middle = ((1 + 2 + 4) / 3 + (-3 - 1) / 2) / 2
+    assert memory["bco/value"] == pytest.approx(middle)
+    expected = [math.log1p(math.exp(-(4 - middle))), math.log1p(math.exp(-1 - middle))]
+    assert losses_of(second, loss, memory).tolist() == pytest.approx(expected)
+
+
+def test_beta_dpo_remembers_a_moving_mean_of_margins() -> None:
+    loss = objectives.BetaDpo(beta=0.5, momentum=0.75)
+    seen = pairs(chosen=[4.0, 8.0])  # margins 2 and 4
+    memory = remembered(seen, loss, {})
+    assert memory == {"beta_dpo/value": pytest.approx(0.75)}
+    assert remembered(seen, loss, memory) == {"beta_dpo/value": pytest.approx(0.75 * 0.75 + 0.25 * 3)}
+
+
+def test_ld_dpo_counts_tails_less() -> None:
+    # Of the rejected, -4 stands past the length of the chosen: at alpha 0.25 it counts -1.
+    seen = pairs(chosen=-2, rejected=-7, rejected_tail=-4, ref_chosen=-2, ref_rejected=-5, ref_rejected_tail=-2)
+    logits = (-2 - -4) - (-2 - -3.5)
+    assert only(seen, objectives.Sigmoid(beta=1.0, ld_alpha=0.25)) == pytest.approx(math.log1p(math.exp(-logits)))
+    assert only(seen, objectives.Sigmoid(ld_alpha=1.0)) == only(seen, objectives.Sigmoid())
+
+
+def test_a_sum_adds_its_terms_with_their_weights() -> None:
+    seen = random_pairs()
+    mpo = read([{"name": "sigmoid", "weight": 0.8}, {"name": "bco_pair", "weight": 0.2, "beta": 0.3}, "sft"])
+    parts = objectives.Sigmoid(), objectives.BcoPair(beta=0.3), objectives.Sft()
+    single = [losses_of(seen, loss, {}) for loss in parts]
+    torch.testing.assert_close(losses_of(seen, mpo, {}), 0.8 * single[0] + 0.2 * single[1] + single[2])
+
+
+LOG_2 = math.log(2)
+AT_REFERENCE = {
+    "sigmoid": LOG_2, "sigmoid_norm": LOG_2, "robust": LOG_2, "hinge": 1, "ipo": 25, "exo_pair": None, "discopop": None,
+    "nca_pair": 2 * LOG_2, "bco_pair": 2 * LOG_2, "sppo_hard": 50, "apo_zero": 1, "apo_down": 1, "beta_dpo": LOG_2,
+    "aot": LOG_2, "aot_unpaired": LOG_2, "kto": 0.5, "apo_zero_unpaired": 0.5, "bco": LOG_2, "r_dpo": LOG_2,
+}  # fmt: skip
+AT_REFERENCE["exo_pair"] = -LOG_2 - 0.5 * (math.log(1e-3) + math.log(1 - 1e-3))
+AT_REFERENCE["discopop"] = 0.5 * LOG_2 + 0.5
+
+
+@settings(max_examples=20)
+@given(st.lists(logps, min_size=2, max_size=2), st.lists(logps, min_size=2, max_size=2))
+def test_a_policy_that_is_the_reference_has_a_known_loss(one: list[float], other: list[float]) -> None:
+    seen = pairs(chosen=one, ref_chosen=one, rejected=other, ref_rejected=other)
+    of_completions = labelled(completion=one, ref_completion=one, mismatched=other, ref_mismatched=other, label=[1, 0])
+    for loss in ALL:
+        if loss.name in AT_REFERENCE:
+            losses = losses_of(of_completions if loss.labelled else seen, loss, {})
+            assert losses.tolist() == pytest.approx([AT_REFERENCE[loss.name]] * 2, rel=1e-5), loss.name
+
+
+@given(logps, logps, logps, logps)
+def test_swapping_the_sides(a: float, b: float, c: float, d: float) -> None:
+    there = pairs(chosen=a, rejected=b, ref_chosen=c, ref_rejected=d)
+    back = pairs(chosen=b, rejected=a, ref_chosen=d, ref_rejected=c)
+    for loss in (objectives.Sigmoid(), objectives.Orpo()):
+        reports = [report(seen, losses_of(seen, loss, {}), loss) for seen in (there, back)]
+        assert reports[0]["rewards/margins"] == -reports[1]["rewards/margins"]
+        assert reports[0]["rewards/chosen"] == reports[1]["rewards/rejected"]
+    # Of one pair: log s(x) - log s(-x) = x.
+    both = [only(seen, objectives.Sigmoid()) for seen in (there, back)]
+    assert both[1] - both[0] == pytest.approx(0.1 * there.logits.item(), rel=1e-4, abs=1e-4)
+
+
+@settings(max_examples=20)
+@given(logps, logps)
+def test_half_of_the_labels_wrong_says_nothing(a: float, b: float) -> None:
+    there, back = pairs(chosen=a, rejected=b), pairs(chosen=b, rejected=a)
+    for kind in (objectives.Sigmoid, objectives.ExoPair, objectives.Cpo, objectives.Aot, objectives.AotUnpaired):
+        loss = kind.model_construct(**kind().model_dump() | {"label_smoothing": 0.5, "nll": 0.0})
+        assert only(there, loss) == pytest.approx(only(back, loss), rel=1e-5), loss.name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("loss", ALL, ids=by_name)
+def test_nothing_overflows(loss: objectives.Loss, dtype: torch.dtype) -> None:
+    chosen, rejected = [-1e4, 0.0, -1e4, 0.0], [0.0, -1e4, -1e4, 0.0]
+    if loss.labelled:
+        seen: Logps = labelled(
+            dtype, completion=chosen, ref_completion=rejected, mismatched=rejected, label=[1, 0, 1, 0]
+        )
+    else:
+        seen = pairs(dtype, chosen=chosen, rejected=rejected, ref_chosen=rejected, ref_rejected=chosen)
+    for each in DIVERGENCES if isinstance(loss, objectives._OfDifference) else [{}]:
+        leaves = type(seen)(*(column.clone().requires_grad_() for column in seen))
+        losses = losses_of(leaves, type(loss)(**each), {})
+        losses.sum().backward()
+        assert losses.isfinite().all(), (each, losses)
+        assert all(column.grad.isfinite().all() for column in leaves if column.grad is not None), each
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(logps, logps, logps, logps), min_size=2, max_size=6))
+def test_aot_does_not_depend_on_the_order_of_pairs(rows: list[tuple[float, ...]]) -> None:
+    names = ("chosen", "rejected", "ref_chosen", "ref_rejected")
+    there, back = (pairs(**dict(zip(names, zip(*each, strict=True), strict=True))) for each in (rows, rows[::-1]))
+    for loss in (objectives.Aot(), objectives.AotUnpaired()):
+        assert losses_of(there, loss, {}).mean() == pytest.approx(losses_of(back, loss, {}).mean().item(), rel=1e-5)
+
+
+def test_rewards_are_reported_in_the_same_terms() -> None:
+    seen = random_pairs()
+    of = [report(seen, losses_of(seen, loss, {}), loss) for loss in PAIRED if loss.reference and loss.beta == 0.1]
+    for each in of:
+        same = {key: value for key, value in each.items() if key != "loss"}
+        assert same == {key: value for key, value in of[0].items() if key != "loss"}
+    assert of[0]["rewards/margins"] == pytest.approx(0.1 * seen.logits.mean().item(), rel=1e-5)
+    moved = torch.cat([seen.chosen - seen.ref_chosen, seen.rejected - seen.ref_rejected]).mean().item()
+    assert of[0]["implicit_kl"] == pytest.approx(moved)
+    free = report(seen, seen.chosen, objectives.SimPo(beta=2.0))
+    assert free["rewards/chosen"] == pytest.approx(2 * (seen.chosen / seen.chosen_length).mean().item())
+    assert "implicit_kl" not in free
+    completions = labelled(completion=[-1, -3, -2], ref_completion=[-2, -2, -4], label=[1, 0, 0])
+    of_labels = report(completions, completions.completion, objectives.Kto(beta=0.5))
+    assert of_labels["rewards/chosen"] == pytest.approx(0.5)
+    assert of_labels["rewards/rejected"] == pytest.approx((-0.5 + 1) / 2)
+    assert of_labels["rewards/margins"] == pytest.approx(0.25)
+    assert of_labels["rewards/accuracies"] == pytest.approx(2 / 3)
+
+
+def read(given: object) -> objectives.Loss:
+    return TypeAdapter(objectives.Loss).validate_python(given)
+
+
+def test_a_loss_is_named_in_short_or_with_its_fields() -> None:
+    assert read("ipo") == objectives.Ipo()
+    assert read({"beta": 0.3}) == objectives.Sigmoid(beta=0.3)
+    assert [term.name for term in read(["hinge", {"name": "sft", "weight": 0.1}]).terms] == ["hinge", "sft"]
+    for loss in ALL:
+        assert read(loss.model_dump()) == loss
+        assert objectives.BY_NAME[loss.name] is type(loss)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"name": "ipo", "label_smoothing": 0.1},
+        {"name": "sigmoid", "label_smoothing": 0.5},
+        {"name": "exo_pair", "label_smoothing": 0},
+        {"name": "aot", "wpo": True},
+        {"name": "bco_pair", "divergence": "js"},
+        {"name": "hinge", "divergence": "alpha"},
+        {"name": "hinge", "divergence_alpha": 0.5},
+        {"name": "orpo", "ld_alpha": 0.5},
+        {"name": "sft", "beta": 0.1},
+        {"name": "sigmoid", "weight": 0.5},
+        ["sigmoid"],
+        ["sigmoid", "kto"],
+    ],
+    ids=str,
+)
+def test_a_field_that_means_nothing_is_refused(given: object) -> None:
+    with pytest.raises(ValidationError):
+        read(given)
