@@ -3,6 +3,7 @@
 import os
 import shlex
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from stages.train.config import Elastic
 
 CODE = Path(__file__).parents[1]  # the checkout: it holds pipeline/ and stages/
 _NOT_CODE = ["/.git/", "/.venv/", "/.models/", "/runs/", "/tests/", "/infra/"]
+_AGENT_SECONDS = 60  # for a cluster to be ready for jobs
 
 
 @contextmanager
@@ -93,9 +95,18 @@ def submit(cluster: Cluster, arguments: list[str], submission_id: str, metadata:
         return submission_id
     if submission_id in before:
         client.delete_job(submission_id)  # it has ended; the same work goes on under the same id
-    return client.submit_job(
-        entrypoint=shlex.join([cluster.python, "-m", "pipeline", *arguments]),
-        submission_id=submission_id,
-        runtime_env={"working_dir": str(CODE), "excludes": _NOT_CODE},
-        metadata=metadata,
-    )
+    deadline = time.monotonic() + _AGENT_SECONDS
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=shlex.join([cluster.python, "-m", "pipeline", *arguments]),
+                submission_id=submission_id,
+                runtime_env={"working_dir": str(CODE), "excludes": _NOT_CODE},
+                metadata=metadata,
+            )
+        except RuntimeError as error:  # a node that has just started has no agent yet
+            if "No available agent" not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise RecipeError(f"the cluster of {cluster.dashboard} takes no job: {error}") from error
+            time.sleep(1)

@@ -67,17 +67,17 @@ def wait_for(parts: int, folder: Path, driver: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def scorers() -> list[int]:
-    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+def scorers(cluster: str) -> list[int]:
+    actors = list_actors(cluster, filters=[("state", "=", "ALIVE")], limit=1000)
     return [actor.pid for actor in actors if "PartScorer" in actor.class_name]
 
 
-def test_exactly_once_whatever_dies(project: Project) -> None:
+def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
     finish(start(project, "--only", "shard"))
     folder = project.plan()["score"].folder
     driver = start(project, "--only", "score")
     wait_for(4, folder, driver)
-    os.kill(scorers()[0], signal.SIGKILL)
+    os.kill(scorers(ray_cluster)[0], signal.SIGKILL)
     wait_for(10, folder, driver)  # with the engine of the poisonous pair raising somewhere in between
     driver.send_signal(signal.SIGKILL)
     driver.wait()

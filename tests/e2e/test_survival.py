@@ -52,16 +52,16 @@ def wait_until(true: Callable[[], bool], driver: subprocess.Popen, said: Path) -
         time.sleep(0.02)
 
 
-def workers() -> list[int]:
-    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+def workers_of(cluster: str) -> list[int]:
+    actors = list_actors(cluster, filters=[("state", "=", "ALIVE")], limit=1000)
     return [actor.pid for actor in actors if "RayTrainWorker" in actor.class_name]
 
 
-def test_a_stall_a_dead_worker_and_a_dead_driver(project: Project, tmp_path: Path) -> None:
+def test_a_stall_a_dead_worker_and_a_dead_driver(project: Project, tmp_path: Path, ray_cluster: str) -> None:
     step, said = project.plan()["train"], tmp_path / "said.txt"
     driver = start(project, said)
     wait_until(lambda: last_step(step.folder) >= 7, driver, said)
-    stopped, other = workers()
+    stopped, other = workers_of(ray_cluster)
     os.kill(stopped, signal.SIGSTOP)
     wait_until(lambda: "says nothing: it is stopped" in said.read_text(), driver, said)
     assert "nothing has moved for 2 s" in said.read_text()
@@ -70,7 +70,7 @@ def test_a_stall_a_dead_worker_and_a_dead_driver(project: Project, tmp_path: Pat
     seen = last_step(step.folder)
     wait_until(lambda: last_step(step.folder) >= seen + 6, driver, said)
     os.kill(other, signal.SIGKILL)
-    wait_until(lambda: other not in workers() and len(workers()) == 2, driver, said)
+    wait_until(lambda: other not in workers_of(ray_cluster) and len(workers_of(ray_cluster)) == 2, driver, said)
     seen = last_step(step.folder)
     wait_until(lambda: last_step(step.folder) >= seen + 6, driver, said)
     driver.kill()
