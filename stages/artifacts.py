@@ -91,6 +91,9 @@ class PreferencePairs:
     def read(self, part: str) -> pa.Table:
         return schema.read_part(self.folder / part, (schema.PAIRS, schema.LABELLED), _remedy("shard"))
 
+    def splits(self, part: str) -> pa.ChunkedArray:
+        return schema.read_columns(self.folder / part, ["split"], _remedy("shard"))["split"]
+
     def pair_ids(self, part: str) -> pa.ChunkedArray:
         return schema.read_columns(self.folder / part, ["pair_id"], _remedy("shard"))["pair_id"]
 
@@ -121,6 +124,10 @@ class ReferenceLogprobs:
     def read_unchecked(self, part: str) -> pa.Table:
         """A part by itself, for who takes single rows out of it."""
         return schema.read_part(self.folder / part, (schema.LOGPROBS, schema.LABELLED_LOGPROBS), _remedy("score"))
+
+    def errors(self, part: str) -> pa.ChunkedArray:
+        """Null, or why a row could not be scored."""
+        return schema.read_columns(self.folder / part, ["error"], _remedy("score"))["error"]
 
     def scored_ids(self, part: str) -> pa.ChunkedArray:
         """pair_id of the rows without error."""

@@ -19,8 +19,8 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from stages.logps.model import PairLogprobs, load
 from stages.train import objectives
+from stages.train.batch import Batch
 from stages.train.losses import losses_of
-from stages.train.pair_table import Batch
 from stages.train.report import report
 from stages.train.step_loss import StepLoss, Work, logps_of
 

@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stages.artifacts import PolicyCheckpoint, ReferenceLogprobs
 from stages.errors import ContractError
 from stages.logps.model import load
-from stages.train.batches import batch_at
+from stages.train.batch import Batch
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.losses import losses_of
 from stages.train.objectives import Sigmoid
-from stages.train.pair_table import PairTable
+from stages.train.order import Order
+from stages.train.pair_set import PairSet
 from stages.train.run import train
 from stages.train.step_loss import logps_of
 
@@ -44,9 +45,9 @@ def test_training_starts_at_log_2_and_learns(policy: PolicyCheckpoint) -> None:
 
 def test_cached_equals_live(inputs: tuple, policy: PolicyCheckpoint, tiny_model: Path) -> None:
     """The loss from the log-probs on disk is the loss with the reference model at hand."""
-    table = PairTable(*inputs, "train")
+    pairs = PairSet(*inputs, "train")
     model, reference = (load(str(folder), "float32", 128) for folder in (policy.policy, tiny_model))
-    batch = table.batch(np.arange(len(table)), model, CPU)
+    batch = Batch.of(pairs.read(np.arange(len(pairs))), model, CPU)
     with torch.no_grad():
         seen, ref_logps = logps_of(batch, model(batch.layout)), batch.layout.sums(reference(batch.layout))
         cached = losses_of(seen, Sigmoid(), {})
@@ -60,9 +61,9 @@ def test_one_step_is_what_torch_alone_computes(inputs: tuple, tiny_model: Path, 
     loss = Sigmoid(beta=0.3)
     config = TrainConfig(policy=str(tiny_model), global_batch=5, max_steps=1, lr=1e-3, warmup_fraction=0, loss=loss)
     train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path, resources=TrainResources())
-    table, model = PairTable(*inputs, "train"), load(str(tiny_model), "float32", 128)
+    pairs, model = PairSet(*inputs, "train"), load(str(tiny_model), "float32", 128)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
-    batch = table.batch(batch_at(1, 0, len(table), 5), model, CPU)
+    batch = Batch.of(pairs.read(Order(pairs.counts, 0, 5, 1000).batch_at(1)), model, CPU)
     losses_of(logps_of(batch, model(batch.layout)), loss, {}).mean().backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
 from stages.artifacts import PolicyCheckpoint
 from stages.errors import RecipeError
+from stages.train.batch import Batch
 from stages.train.config import Lora, TrainConfig, TrainResources
 from stages.train.run import train
 from stages.train.worker import Job, Worker
@@ -97,7 +99,7 @@ def test_checkpointed_layers_keep_less(inputs: tuple, untied_model: Path, tmp_pa
         worker = Worker(
             Job(config_of(untied_model), TrainResources(activation_checkpointing=mode), *inputs, folder, 128)
         )
-        batch = worker.pairs.batch(torch.arange(5).numpy(), worker.model, worker.device)
+        batch = Batch.of(worker.pairs.read(np.arange(5)), worker.model, worker.device)
         sizes = []
 
         def note(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:

@@ -32,6 +32,7 @@ class TrainConfig(Config):
     epochs: float = Field(1.0, gt=0)
     max_steps: Count | None = None  # stop early
     seed: int = Field(0, ge=0)
+    shuffle_window: Count = 65536  # pairs: a larger set is shuffled window by window, and read in long stretches
     eval_steps: Count | None = None  # look at the held-out pairs every so many steps; None: at start and end alone
     max_skipped_steps: int = Field(10, ge=0)  # with a loss or gradient that is not finite; one more ends the run
 
@@ -71,6 +72,9 @@ class TrainResources(Config):
     checkpoint_steps: Count | None = None  # save every so many steps; None: by time alone
     checkpoint_minutes: float = Field(15, gt=0)
     keep_checkpoints: Count = 2  # the newest, and besides the one of the lowest loss on held-out pairs
+    cache: str | None = (
+        None  # folder on each node's own disk, for three windows of pairs; None: the system's for scratch
+    )
     # What follows trades memory for time; the result does not depend on it but for rounding.
     max_tokens_per_microbatch: Count = 8192
     activation_checkpointing: Literal["none", "selective", "layer"] = "none"  # selective: all but matmuls is recomputed

@@ -14,11 +14,11 @@ from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.errors import ContractError, MissingArtifact, out_of_ray
 from stages.logps.model import check_fits
 from stages.progress import Progress, Silent
-from stages.train.batches import num_steps
 from stages.train.config import Elastic, TrainConfig, TrainResources
 from stages.train.follower import Follower
 from stages.train.metrics_log import Metrics
 from stages.train.refusal import Refusal
+from stages.train.shares import num_steps
 from stages.train.worker import Job, train_worker
 
 

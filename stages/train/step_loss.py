@@ -9,9 +9,9 @@ import torch.distributed as dist
 
 from stages import schema
 from stages.logps.model import PairLogprobs
+from stages.train.batch import Batch
 from stages.train.losses import LabelledLogps, Logps, Memory, PairLogps, losses_of, remembered
 from stages.train.objectives import Loss
-from stages.train.pair_table import Batch
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError, is_for_users
 from stages.logps.model import PairLogprobs, load
-from stages.train.batches import batch_at, num_steps, shares
+from stages.train.batch import Batch
 from stages.train.checkpoints import Checkpoints
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.export import export_policy
@@ -30,14 +30,18 @@ from stages.train.layers import prepare_layers
 from stages.train.lora import add_adapters
 from stages.train.losses import Memory
 from stages.train.metrics_log import Metrics, MetricsLog
-from stages.train.pair_table import Batch, PairTable
+from stages.train.node_cache import NodeCache
+from stages.train.order import Order
+from stages.train.pair_set import Counts, PairSet, count_pairs
 from stages.train.ref_drift import RefDrift
 from stages.train.refusal import Refusal
 from stages.train.report import report
 from stages.train.schedule import lr_at
+from stages.train.shares import num_steps, shares
 from stages.train.step_loss import StepLoss, Work
 from stages.train.watch import Watch
 
+_EVALUATED_AT_ONCE = 1024  # pairs
 _WITHOUT_GRADIENTS = 4  # times as many tokens fit into a forward pass that keeps no activations
 
 
@@ -78,11 +82,13 @@ class Worker:
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(job.resources.cpus_per_worker)
-        self.pairs = PairTable(job.pairs, job.logprobs, "train")
-        self.held_out = PairTable(job.pairs, job.logprobs, "eval")
+        config, cache, counts = self.config, NodeCache(job.resources.cache), self._counts()
+        self.pairs, self.held_out = (
+            PairSet(job.pairs, job.logprobs, split, cache, counts) for split in ("train", "eval")
+        )
+        self.order = Order(counts["train"], config.seed, config.global_batch, config.shuffle_window)
         self.model = self._sharded_model()
         self.loss_state: Memory = {}  # what the loss keeps of earlier steps
-        config = self.config
         self.optimizer = torch.optim.AdamW(
             [weight for weight in self.model.parameters() if weight.requires_grad], lr=config.lr,
             betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True,
@@ -94,6 +100,12 @@ class Worker:
         )
         self.skipped = 0  # steps
         self._told = False  # to go
+
+    def _counts(self) -> Counts:
+        """Read by rank 0 for all."""
+        counts = [count_pairs(self.job.pairs, self.job.logprobs) if self.rank == 0 else None]
+        dist.broadcast_object_list(counts, 0)
+        return cast(Counts, counts[0])
 
     def _sharded_model(self) -> PairLogprobs:
         config, resources = self.config, self.job.resources
@@ -120,6 +132,8 @@ class Worker:
                     if step == total or self._is_due(step):
                         self._save(step, metrics.get("eval/loss"))
             self.checkpoints.wait()
+            for pairs in (self.pairs, self.held_out):
+                pairs.close()
             export_policy(self.job.out / "policy", self.model, self.config)
 
     @contextmanager
@@ -159,9 +173,10 @@ class Worker:
         self._saved_at = time.monotonic()
 
     def step(self, step: int, total: int) -> Metrics:
-        """One optimizer step on the pairs of `batch_at(step)`; its metrics are means over them."""
+        """One optimizer step on the pairs of `order.batch_at(step)`; its metrics are means over them."""
         config, began = self.config, time.perf_counter()
-        rows = batch_at(step, config.seed, len(self.pairs), config.global_batch)
+        rows = self.order.batch_at(step)
+        self.pairs.keep(self.order.parts_at(step))
         step_loss, drift = self._step_loss(self.pairs, rows), RefDrift()
         compares = step == 1 and config.loss.reference
         self.watch.beat(step)
@@ -223,7 +238,7 @@ class Worker:
         if not len(self.held_out):
             return {}
         pairs, loss = np.arange(len(self.held_out)), self.config.loss
-        size = self.config.global_batch if loss.of_the_step else len(pairs)
+        size = self.config.global_batch if loss.of_the_step else _EVALUATED_AT_ONCE
         looks = [
             self._step_loss(self.held_out, pairs[start : start + size], _WITHOUT_GRADIENTS).look()
             for start in range(0, len(pairs), size)
@@ -234,22 +249,22 @@ class Worker:
         means = report(whole, losses, loss)
         return {f"eval/{name}": value for name, value in means.items()}
 
-    def _step_loss(self, table: PairTable, rows: np.ndarray, larger: int = 1) -> StepLoss:
-        """The loss over `rows` of the table, in micro-batches that may be `larger` than those of training."""
+    def _step_loss(self, pairs: PairSet, rows: np.ndarray, larger: int = 1) -> StepLoss:
+        """The loss over `rows` of the pairs, in micro-batches that may be `larger` than those of training."""
         max_tokens = larger * self.job.resources.max_tokens_per_microbatch
         work = [
             Work(
-                partial(self._batch, table, rows[share.rows]),
+                partial(self._batch, pairs, rows[share.rows]),
                 torch.from_numpy(share.rows).to(self.device),
                 torch.from_numpy(share.weights).to(self.device),
             )
-            for share in shares(np.arange(len(rows)), table.lengths[rows], self.rank, self.world, max_tokens)
+            for share in shares(np.arange(len(rows)), pairs.lengths(rows), self.rank, self.world, max_tokens)
         ]
         return StepLoss(self.config.loss, self.model, work, len(rows), self.loss_state)
 
-    def _batch(self, table: PairTable, rows: np.ndarray) -> Batch:
+    def _batch(self, pairs: PairSet, rows: np.ndarray) -> Batch:
         self.watch.beat()
-        return table.batch(rows, self.model, self.device)
+        return Batch.of(pairs.read(rows), self.model, self.device)
 
     def _check_drift(self, drift: RefDrift) -> Metrics:
         gathered: list[RefDrift] = [drift] * self.world

@@ -156,7 +156,7 @@ def make_triples(name: str, count: int, options: argparse.Namespace) -> None:
     from stages.shard.config import Columns, ShardConfig
     from stages.shard.tokenization import Rejected, load_tokenizer, tokenize
     from stages.shard.triple import Malformed, parse
-    from stages.train.batches import batch_at
+    from stages.train.order import Order
 
     tokenizer = load_tokenizer(str(options.model))
     config = ShardConfig(source="-", tokenizer="-", max_length=options.max_length, truncation="drop")
@@ -185,9 +185,9 @@ def make_triples(name: str, count: int, options: argparse.Namespace) -> None:
     ]
     schema.write_part(pa.Table.from_pylist(rows, schema=schema.PAIRS), options.work / "pairs" / "part-00000.parquet")
     global_batch = 2 * options.batch
-    order = np.concatenate([batch_at(step, 0, count, global_batch) for step in range(1, count // global_batch + 1)])
+    order = Order(np.array([count]), 0, global_batch, count)
     with (options.work / "triples.jsonl").open("w") as lines:
-        for i in order:
+        for i in np.concatenate([order.batch_at(step) for step in range(1, count // global_batch + 1)]):
             lines.write(json.dumps(vars(found[i][1])) + "\n")
 
 
@@ -252,7 +252,6 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     import torch.distributed as dist
 
     from stages.artifacts import PreferencePairs, ReferenceLogprobs
-    from stages.train.batches import batch_at
     from stages.train.config import TrainConfig, TrainResources
     from stages.train.worker import Job, Worker
 
@@ -276,7 +275,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     metrics = [worker.step(step, steps) for step in range(1, steps + 1)]
     seconds = time.perf_counter() - began
-    batches = [batch_at(step, config.seed, len(worker.pairs), config.global_batch) for step in range(1, steps + 1)]
+    batches = [worker.order.batch_at(step) for step in range(1, steps + 1)]
     tokens, flops = np.array([work_of(worker, rows) for rows in batches]).T
     step_seconds = config.global_batch / np.array([line["pairs_per_second"] for line in metrics])
     dist.destroy_process_group()
@@ -294,7 +293,9 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
 def work_of(worker: Any, rows: np.ndarray) -> tuple[int, float]:
     """Tokens, and floating-point operations forward and backward, of some pairs."""
-    layout = worker.pairs.batch(rows, worker.model, worker.device).layout
+    from stages.train.batch import Batch
+
+    layout = Batch.of(worker.pairs.read(rows), worker.model, worker.device).layout
     config, head = worker.model.causal_lm.config, worker.model.head
     body = sum(weight.numel() for layer in worker.model.layers for weight in layer.parameters() if weight.ndim == 2)
     seen = sum(

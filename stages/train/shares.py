@@ -1,4 +1,4 @@
-"""Which pairs a step trains on, and who computes them: pure functions of seed, step, rank and sizes."""
+"""How many steps there are, and who computes which pairs of one: pure functions of rank and sizes."""
 
 import heapq
 import math
@@ -19,17 +19,6 @@ class Share(NamedTuple):
 def num_steps(num_pairs: int, config: TrainConfig) -> int:
     steps = math.ceil(config.epochs * num_pairs / config.global_batch)
     return steps if config.max_steps is None else min(steps, config.max_steps)
-
-
-def batch_at(step: int, seed: int, num_pairs: int, global_batch: int) -> np.ndarray:
-    """The pairs of optimizer step `step` (from 1): a stretch of an endless stream of one permutation an epoch."""
-    positions = np.arange((step - 1) * global_batch, step * global_batch)
-    epochs, offsets = positions // num_pairs, positions % num_pairs
-    batch = np.empty(global_batch, np.int64)
-    for epoch in np.unique(epochs):
-        order = np.random.default_rng([seed, int(epoch)]).permutation(num_pairs)
-        batch[epochs == epoch] = order[offsets[epochs == epoch]]
-    return batch
 
 
 def shares(batch: np.ndarray, lengths: np.ndarray, rank: int, world: int, max_tokens: int) -> list[Share]:

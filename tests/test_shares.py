@@ -1,30 +1,13 @@
-"""Which pairs a step takes, and who computes them."""
+"""How many steps there are, and who computes which pairs."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.train.batches import batch_at, num_steps, shares
 from stages.train.config import TrainConfig
 from stages.train.schedule import lr_at
-
-sizes = st.integers(1, 40)
-
-
-@given(num_pairs=sizes, global_batch=sizes, seed=st.integers(0, 5))
-def test_an_epoch_has_every_pair_once(num_pairs: int, global_batch: int, seed: int) -> None:
-    steps = range(1, 2 * num_pairs // global_batch + 2)
-    stream = np.concatenate([batch_at(step, seed, num_pairs, global_batch) for step in steps])
-    assert len(stream) >= num_pairs
-    for start in range(0, len(stream) - num_pairs + 1, num_pairs):
-        assert sorted(stream[start : start + num_pairs]) == list(range(num_pairs))
-
-
-def test_a_batch_is_a_function_of_seed_and_step() -> None:
-    assert (batch_at(7, 3, 100, 8) == batch_at(7, 3, 100, 8)).all()
-    assert (batch_at(7, 3, 100, 8) != batch_at(7, 4, 100, 8)).any()
-    assert (batch_at(1, 3, 8, 8) != batch_at(2, 3, 8, 8)).any()  # another order in the next epoch
+from stages.train.shares import num_steps, shares
 
 
 @given(

@@ -1,0 +1,120 @@
+"""The pairs at hand: what is on disk, a few parts at a time, read once a node."""
+
+import hashlib
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stages import schema
+from stages.artifacts import PreferencePairs, ReferenceLogprobs
+from stages.errors import ContractError
+from stages.train.node_cache import NodeCache
+from stages.train.order import Order
+from stages.train.pair_set import PairSet
+
+PARTS, ROWS = 24, 20
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreferencePairs, ReferenceLogprobs]:
+    """480 pairs of random ids in 24 parts; every 10th is held out, every 15th could not be scored."""
+    folder, random = tmp_path_factory.mktemp("written"), np.random.default_rng(0)
+    for part in range(PARTS):
+        rows = [
+            {
+                "pair_id": hashlib.sha256(f"{part} {row}".encode()).hexdigest()[:32],
+                "split": "train" if (part * ROWS + row) % 10 else "eval",
+                **{
+                    f"{side}_ids": random.integers(0, 300, random.integers(1, 30)).tolist()
+                    for side in ("prompt", "chosen", "rejected")
+                },
+                "source": "none",
+                "source_row": part * ROWS + row,
+            }
+            for row in range(ROWS)
+        ]
+        pairs = pa.Table.from_pylist(rows, schema=schema.PAIRS)
+        token_logps = [
+            None if row["source_row"] % 15 == 1 else -random.random(len(row[f"{side}_ids"]), np.float32)
+            for row in rows
+            for side in schema.PAIR_SIDES
+        ]
+        schema.write_part(pairs, folder / "pairs" / f"part-{part:05d}.parquet")
+        schema.write_part(schema.logprobs_table(pairs, token_logps), folder / "logprobs" / f"part-{part:05d}.parquet")
+    return PreferencePairs(folder / "pairs"), ReferenceLogprobs(folder / "logprobs")
+
+
+def test_rows_are_those_of_the_split_that_have_log_probs(written: tuple, tmp_path: Path) -> None:
+    expected = []
+    for part in written[0].parts:
+        pairs = written[0].read(part)
+        scored = written[1].read(part, pairs).to_pylist()
+        both = [pair | logprobs for pair, logprobs in zip(pairs.to_pylist(), scored, strict=True)]
+        expected += [row for row in both if row["split"] == "train" and row["error"] is None]
+    pairs = PairSet(*written, "train", NodeCache(str(tmp_path)))
+    assert len(pairs) == len(expected) == pairs.counts.sum()
+    numbers = np.random.default_rng(1).permutation(len(pairs))[:50]
+    for row, number in zip(pairs.read(numbers), numbers, strict=True):
+        assert row == {name: expected[number][name] for name in row}
+        assert {"prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_token_logps", "margin"} <= row.keys()
+    lengths = [sum(len(expected[n][f"{side}_ids"]) for side in ("prompt", "chosen", "rejected")) for n in numbers]
+    assert pairs.lengths(numbers).tolist() == lengths
+    assert pairs.ids(numbers) == [expected[number]["pair_id"] for number in numbers]
+    assert len(PairSet(written[0], None, "train")) + len(PairSet(written[0], None, "eval")) == PARTS * ROWS
+
+
+def test_few_parts_are_at_hand_on_a_set_of_many_windows(written: tuple, tmp_path: Path) -> None:
+    """Two epochs of a set of 6 windows: never more than this window, the next one and one that ends are cached."""
+    pairs = PairSet(*written, "train", NodeCache(str(tmp_path)))
+    order, seen, most = Order(pairs.counts, 0, 16, 66), [], 0
+    for step in range(1, 2 * len(pairs) // 16):
+        pairs.keep(order.parts_at(step))
+        seen += pairs.ids(order.batch_at(step))
+        most = max(most, len(list(tmp_path.glob("*.arrow"))))
+        assert len(pairs._open) <= 12
+    assert set(seen) == set(pairs.ids(np.arange(len(pairs))))
+    assert 4 <= most <= 13
+    pairs.close()
+    assert not list(tmp_path.iterdir())
+
+
+def make(cache: NodeCache, path: Path, made: Path) -> None:
+    def table() -> pa.Table:
+        with made.open("a") as lines:
+            lines.write("made\n")
+        return pa.table({"column": list(range(1000))})
+
+    assert len(cache.table(path, table)) == 1000
+
+
+def test_a_part_is_read_once_a_node(tmp_path: Path) -> None:
+    processes, cache, made = get_context("fork"), NodeCache(str(tmp_path / "cache")), tmp_path / "made"
+    source = tmp_path / "source"
+    source.write_text("one")
+    path = cache.path("part", [source])
+    workers = [processes.Process(target=make, args=(cache, path, made)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert made.read_text() == "made\n"
+    source.write_text("other content")
+    assert cache.path("part", [source]) != path
+
+
+def test_a_damaged_part_is_named_when_it_is_reached(written: tuple, tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for part in written[0].parts:
+        (folder / part).write_bytes((written[0].folder / part).read_bytes())
+    pairs = PairSet(PreferencePairs(folder), written[1], "train", NodeCache(str(tmp_path / "cache")))
+    content = bytearray((folder / written[0].parts[3]).read_bytes())
+    content[200] ^= 1
+    (folder / written[0].parts[3]).write_bytes(content)
+    pairs.keep([2, 3])
+    with pytest.raises(ContractError, match=r"part-00003\.parquet cannot be read as Parquet.*make it again"):
+        pairs.ids(np.arange(len(pairs)))
