@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: demo test check lint bench-train bench-score bench-memory clean
+.PHONY: demo test check lint bench-train bench-score bench-scale bench-checkpoint bench-memory clean
 
 demo: .venv/.runtime $(MODEL)  ## install, then run the three stages on the embedded triples
 	$(BIN)/raydpo run configs/recipes/demo.yaml
@@ -23,6 +23,12 @@ bench-train: .venv/.dev $(MODEL)  ## training speed and memory beside TRL's
 
 bench-score: .venv/.dev $(MODEL)  ## scoring speed beside TRL's, transformers' and a bare engine's; growth with pairs
 	$(BIN)/python -m tests.benchmarks.score
+
+bench-scale: .venv/.dev $(MODEL)  ## training on 1 and 2 workers, growth with pairs, the start on 2 million of them
+	$(BIN)/python -m tests.benchmarks.scale
+
+bench-checkpoint: .venv/.dev $(MODEL)  ## what checkpoints cost training, and the export's memory
+	$(BIN)/python -m tests.benchmarks.checkpoint
 
 bench-memory: .venv/.dev  ## peak memory of a training step against vocabulary, length and pairs
 	$(BIN)/python -m tests.benchmarks.memory

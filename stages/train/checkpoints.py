@@ -1,7 +1,9 @@
 """Checkpoints to resume from: written beside the training, whole or not there, readable by any number of ranks."""
 
+import errno
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,10 +19,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from stages.errors import ContractError, is_disk_full
+from stages.errors import ContractError
 
 _log = logging.getLogger("raydpo")
 _META = "meta.json"
+_FULL = 1 << 16  # bytes free on a disk that had no room for what was written
 
 
 class Checkpoints:
@@ -60,7 +63,9 @@ class Checkpoints:
         try:
             writing.result()
         except CheckpointException as error:
-            raise next((each for each, _ in error.failures.values() if is_disk_full(each)), error) from None
+            if shutil.disk_usage(self.folder).free < _FULL:  # torch.save says so of some writes only
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from error
+            raise
 
     def latest(self) -> int | None:
         """The step of the newest whole one, as rank 0 sees it. Clears what killed runs left half written."""

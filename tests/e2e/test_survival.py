@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import torch
 import yaml
 from conftest import ROOT, Project, make_project
 from ranks import figures, last_step, train_on
+from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 from safetensors.torch import load_file
 
@@ -20,17 +21,15 @@ from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprob
 from stages.train.config import TrainResources
 from stages.train.worker import Job
 
-STEPS = 60
 
-
-@pytest.fixture
-def project(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> Project:
-    project = make_project(tmp_path, tiny_model)
+def make(folder: Path, model: Path, address: str, steps: int, **resources: object) -> Project:
+    """A project that wants `steps` small steps on the cluster at `address`, with what training needs made already."""
+    project = make_project(folder, model)
     recipe = yaml.safe_load(project.recipe.read_text())
-    recipe["train"] |= {"max_steps": STEPS, "epochs": 99}
+    recipe["train"] |= {"max_steps": steps, "epochs": 9999}
     project.recipe.write_text(yaml.safe_dump(recipe))
-    train = {"workers": 2, "checkpoint_steps": 5, "stall_seconds": 2, "restarts": 1}
-    cluster = {"root": str(tmp_path / "runs"), "address": ray_cluster, "train": train}
+    train = {"checkpoint_steps": 5} | resources
+    cluster = {"root": str(folder / "runs"), "address": address, "train": train}
     project.cluster.write_text(yaml.safe_dump(cluster))
     project.run(stages=["shard", "score"])
     return project
@@ -38,9 +37,11 @@ def project(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> Project:
 
 def start(project: Project, said: Path) -> subprocess.Popen:
     arguments = ["run", str(project.recipe), "--cluster", str(project.cluster), "--only", "train"]
+    # Ray waits that long for a place on a node of whose death it has not heard yet.
+    env = os.environ | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
     with said.open("w") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT
         )
 
 
@@ -57,7 +58,8 @@ def workers_of(cluster: str) -> list[int]:
     return [actor.pid for actor in actors if "RayTrainWorker" in actor.class_name]
 
 
-def test_a_stall_a_dead_worker_and_a_dead_driver(project: Project, tmp_path: Path, ray_cluster: str) -> None:
+def test_a_stall_a_dead_worker_and_a_dead_driver(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> None:
+    project = make(tmp_path, tiny_model, ray_cluster, 60, workers=2, stall_seconds=2, restarts=1)
     step, said = project.plan()["train"], tmp_path / "said.txt"
     driver = start(project, said)
     wait_until(lambda: last_step(step.folder) >= 7, driver, said)
@@ -79,17 +81,51 @@ def test_a_stall_a_dead_worker_and_a_dead_driver(project: Project, tmp_path: Pat
 
     driver = start(project, said)
     assert driver.wait(timeout=300) == 0, said.read_text()
+    check_undisturbed(project, tmp_path)
+
+
+def check_undisturbed(project: Project, folder: Path) -> None:
+    """The run has ended as one to which nothing happened."""
+    step = project.plan()["train"]
     pairs, logprobs = (project.plan()[stage].folder for stage in ("shard", "score"))
     undisturbed = Job(
         step.config,
         TrainResources(),
         PreferencePairs(pairs),
         ReferenceLogprobs(logprobs),
-        tmp_path / "undisturbed",
+        folder / "undisturbed",
         128,
     )
-    train_on(undisturbed, world=2)
+    train_on(undisturbed, world=1)
     assert figures(step.folder, ("step", "batch")) == figures(undisturbed.out, ("step", "batch"))
     expected = load_file(undisturbed.out / "policy" / "model.safetensors")
     for name, weight in load_file(PolicyCheckpoint(step.folder).policy / "model.safetensors").items():
         torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=0)
+
+
+@pytest.fixture
+def nodes() -> Iterator[Cluster]:
+    """A cluster whose head has no room for workers."""
+    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_lost_node_and_one_that_comes_back(tmp_path: Path, tiny_model: Path, nodes: Cluster) -> None:
+    lost, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
+    elastic = {"min": 1, "max": 2}
+    project = make(tmp_path, tiny_model, nodes.address, 800, workers=elastic, resize_seconds=1, restarts=1)
+    step, said = project.plan()["train"], tmp_path / "said.txt"
+    driver = start(project, said)
+    wait_until(lambda: last_step(step.folder) >= 7, driver, said)
+    assert len(workers_of(nodes.address)) == 2
+    nodes.remove_node(lost)
+    wait_until(lambda: len(workers_of(nodes.address)) == 1, driver, said)
+    seen = last_step(step.folder)
+    wait_until(lambda: last_step(step.folder) >= seen + 6, driver, said)
+    nodes.add_node(num_cpus=1)
+    wait_until(lambda: len(workers_of(nodes.address)) == 2, driver, said)
+    assert driver.wait(timeout=300) == 0, said.read_text()
+    check_undisturbed(project, tmp_path)
