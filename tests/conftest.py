@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 import yaml
 
 from pipeline import recipe as recipes
@@ -83,6 +84,14 @@ def ray_cluster() -> Iterator[str]:
 
 
 @pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of this process by itself, for ranks without Ray."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small disk of its own."""
     folder = tmp_path / "disk"
@@ -109,11 +118,11 @@ class Project:
 
     def plan(self, *overrides: str) -> dict[str, Step]:
         recipe, cluster = recipes.load(self.recipe, self.cluster, list(overrides))
-        return {step.name: step for step in plan(recipe, Store.open(cluster.root))}
+        return {step.name: step for step in plan(recipe, Store.open(cluster.root, cluster.work))}
 
     def run(self, *overrides: str, stages: Sequence[str] = ("shard", "score", "train")) -> dict[str, Done]:
         recipe, cluster = recipes.load(self.recipe, self.cluster, list(overrides))
-        store = Store.open(cluster.root)
+        store = Store.open(cluster.root, cluster.work)
         done = run(
             plan(recipe, store),
             list(stages),

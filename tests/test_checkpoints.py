@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,13 +17,6 @@ from stages.errors import ContractError, is_disk_full
 from stages.train.checkpoints import Checkpoints
 
 IDENTITY = {"config": {"lr": 1e-3, "seed": 0}, "inputs": {"pairs": "aa"}}
-
-
-@pytest.fixture
-def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def model_of(value: float, width: int = 8) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -47,7 +39,7 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
 
-@pytest.mark.usefixtures("one_rank")
+@pytest.mark.usefixtures("alone")
 def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path)
     for step, loss in enumerate([0.7, 0.5, None, 0.6, 0.65, None], start=1):
@@ -61,7 +53,7 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     assert optimizer.state_dict()["state"][0]["step"] == 1
 
 
-@pytest.mark.usefixtures("one_rank")
+@pytest.mark.usefixtures("alone")
 def test_what_is_saved_is_the_moment_of_the_call(tmp_path: Path) -> None:
     kept, (model, optimizer) = checkpoints(tmp_path), model_of(1.0)
     kept.save(1, model, optimizer, {}, None)
@@ -73,7 +65,7 @@ def test_what_is_saved_is_the_moment_of_the_call(tmp_path: Path) -> None:
     assert all((weight == 1.0).all() for weight in model.parameters())
 
 
-@pytest.mark.usefixtures("one_rank")
+@pytest.mark.usefixtures("alone")
 def test_another_run_s_checkpoint_is_refused_by_what_differs(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path)
     kept.save(3, *model_of(1.0), {}, None)
@@ -103,7 +95,7 @@ def test_killed_while_it_writes_the_one_before_is_whole(tmp_path: Path, request:
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert list(tmp_path.glob(".step-00000002"))
-    request.getfixturevalue("one_rank")
+    request.getfixturevalue("alone")
     kept, (model, optimizer) = checkpoints(tmp_path), model_of(0.0)
     assert kept.latest() == 1
     assert not list(tmp_path.glob(".step-*"))  # half of one does not stay
@@ -111,7 +103,7 @@ def test_killed_while_it_writes_the_one_before_is_whole(tmp_path: Path, request:
     assert all((weight == 1.0).all() for weight in model.parameters())
 
 
-@pytest.mark.usefixtures("one_rank")
+@pytest.mark.usefixtures("alone")
 def test_a_full_disk_is_said_and_the_one_before_is_whole(disk: Path) -> None:
     kept = checkpoints(disk)
     kept.save(1, *model_of(1.0), {}, None)

@@ -1,12 +1,10 @@
 """The exported folder: files of bounded size that transformers loads, for every architecture we claim."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from test_logps import CONFIGS, make
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, MixtralConfig
@@ -15,17 +13,12 @@ from stages.logps.model import wrap
 from stages.train.config import TrainConfig
 from stages.train.export import export_policy
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 EXPERTS = MixtralConfig(
     vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     intermediate_size=16, num_local_experts=3, max_position_embeddings=64, pad_token_id=0,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("architecture", [*CONFIGS, "mixtral"])

@@ -30,7 +30,9 @@ def test_only_new_pairs_reach_the_engine(grown: Project) -> None:
     (done,) = grown.run(parts, stages=["score"]).values()
     assert (done.step.manifest.facts["scored"], done.step.manifest.facts["taken_over"]) == (2, 200)
 
-    whole = grown.run(parts, f"cluster.root={grown.folder / 'elsewhere'}", stages=["shard", "score"])
+    elsewhere = grown.folder / "elsewhere"
+    shutil.copytree(grown.folder / "runs" / "shard", elsewhere / "shard")
+    whole = grown.run(parts, f"cluster.root={elsewhere}", stages=["shard", "score"])
     assert whole["score"].step.manifest.facts["scored"] == 202
     pairs = PreferencePairs(whole["shard"].step.folder)
     for part in pairs.parts:

@@ -1,6 +1,5 @@
 """Every loss that TRL has, beside TRL 1.16: on random log-probs, and through the model with gradients."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
@@ -24,17 +22,11 @@ from stages.train.losses import losses_of
 from stages.train.report import report
 from stages.train.step_loss import StepLoss, Work, logps_of
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 CPU = torch.device("cpu")
 TEXT = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
 Row = dict[str, Any]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Iterator[None]:
-    """A process group of this process by itself."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @dataclass

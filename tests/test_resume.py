@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ranks import figures, last_step, metrics_of, train_on
@@ -74,14 +72,13 @@ def test_any_number_of_workers_draws_the_same_curve(undisturbed: Job, tmp_path: 
         torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=0, msg=lambda text, name=name: name + text)
 
 
-@pytest.fixture
-def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+def test_what_is_told_to_go_saves_once_and_works_on(job: Job, tmp_path: Path, alone: None) -> None:  # noqa: ARG001
+    run = replace(job, out=tmp_path, resources=TrainResources())
+    Worker(run, is_preempted=lambda: last_step(tmp_path) >= 3).run()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000003", "step-00000010"]
 
 
-def test_a_step_without_a_finite_loss_is_left_out_and_named(job: Job, tmp_path: Path, one_rank: None) -> None:  # noqa: ARG001
+def test_a_step_without_a_finite_loss_is_left_out_and_named(job: Job, tmp_path: Path, alone: None) -> None:  # noqa: ARG001
     logprobs = ReferenceLogprobs(shutil.copytree(job.logprobs.folder, tmp_path / job.logprobs.folder.name))
     part = next(part for part in job.pairs.parts if job.pairs.read(part)["split"][0].as_py() == "train")
     table = logprobs.read_unchecked(part)

@@ -23,6 +23,7 @@ from stages.train.order import Order
 from stages.train.pair_set import PairSet
 from stages.train.run import train
 from stages.train.step_loss import logps_of
+from stages.train.worker import Job, Worker
 
 CPU = torch.device("cpu")
 
@@ -56,11 +57,12 @@ def test_cached_equals_live(inputs: tuple, policy: PolicyCheckpoint, tiny_model:
     assert (cached - math.log(2)).abs().max() > 1e-3  # the policy has moved: the case is not the trivial one
 
 
+@pytest.mark.usefixtures("alone")
 def test_one_step_is_what_torch_alone_computes(inputs: tuple, tiny_model: Path, tmp_path: Path) -> None:
-    """Loss, gradient and update of one step, written out with one model, one optimizer, and no Ray or FSDP."""
+    """Loss, gradient and update of one step, written out with one model, one optimizer, and no FSDP."""
     loss = Sigmoid(beta=0.3)
     config = TrainConfig(policy=str(tiny_model), global_batch=5, max_steps=1, lr=1e-3, warmup_fraction=0, loss=loss)
-    train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path, resources=TrainResources())
+    Worker(Job(config, TrainResources(), *inputs, tmp_path, 128)).run()
     pairs, model = PairSet(*inputs, "train"), load(str(tiny_model), "float32", 128)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     batch = Batch.of(pairs.read(Order(pairs.counts, 0, 5, 1000).batch_at(1)), model, CPU)
@@ -101,6 +103,7 @@ def test_the_export_is_the_checkpoint_and_loads_in_transformers(policy: PolicyCh
         assert torch.equal(state["model"][f"causal_lm.{name}"], weight), name
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_policy_that_is_not_the_reference_is_refused(inputs: tuple, tiny_model: Path, tmp_path: Path) -> None:
     other = shutil.copytree(tiny_model, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
@@ -113,17 +116,18 @@ def test_a_policy_that_is_not_the_reference_is_refused(inputs: tuple, tiny_model
     with pytest.raises(ContractError, match=message):
         train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path / "out", resources=TrainResources())
     allowed = config.model_copy(update={"starts_at_reference": False})
-    facts = train(allowed, pairs=inputs[0], logprobs=inputs[1], out=tmp_path / "out", resources=TrainResources())
-    assert facts["check/ref_drift"] > 0.01
+    first = Worker(Job(allowed, TrainResources(), *inputs, tmp_path / "out", 128)).step(1, 2)
+    assert first["check/ref_drift"] > 0.01
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_damaged_part_is_named(inputs: tuple, trained: Project, tmp_path: Path) -> None:
     logprobs = ReferenceLogprobs(shutil.copytree(inputs[1].folder, tmp_path / inputs[1].folder.name))
     part = logprobs.folder / inputs[0].parts[2]
     part.write_bytes(part.read_bytes()[:-7])
     config = trained.plan()["train"].config
     with pytest.raises(ContractError, match=rf"{part} cannot be read .* make it again: raydpo run RECIPE --only score"):
-        train(config, pairs=inputs[0], logprobs=logprobs, out=tmp_path / "out", resources=TrainResources())
+        Worker(Job(config, TrainResources(), inputs[0], logprobs, tmp_path, 128)).run()
 
 
 def test_logprobs_of_other_pairs_are_refused(trained: Project, inputs: tuple, tmp_path: Path) -> None:
@@ -143,14 +147,16 @@ def test_logprobs_of_other_pairs_are_refused(trained: Project, inputs: tuple, tm
         logprobs.read(part, inputs[0].read(part))
 
 
+@pytest.mark.usefixtures("alone")
 def test_bfloat16_compute_and_export_keep_float32_weights(inputs: tuple, trained: Project, tmp_path: Path) -> None:
     exact = trained.plan()["train"].config
     config = exact.model_copy(
         update={"dtype": "bfloat16", "export_dtype": "bfloat16", "ref_tolerance": 1.0, "max_steps": 2}
     )
-    facts = train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path, resources=TrainResources())
-    assert 1e-4 < facts["check/ref_drift"] < 1.0  # bfloat16 really computed
-    assert facts["before and after"]["loss"][0] == pytest.approx(math.log(2), abs=0.05)
+    Worker(Job(config, TrainResources(), *inputs, tmp_path, 128)).run()
+    first = PolicyCheckpoint(tmp_path).metrics[1]
+    assert 1e-4 < first["check/ref_drift"] < 1.0  # bfloat16 really computed
+    assert first["loss"] == pytest.approx(math.log(2), abs=0.05)
     exported = load_file(tmp_path / "policy" / "model.safetensors")
     assert {weight.dtype for weight in exported.values()} == {torch.bfloat16}
     state = {"model": {f"causal_lm.{name}": torch.empty_like(w, dtype=torch.float32) for name, w in exported.items()}}

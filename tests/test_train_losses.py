@@ -1,13 +1,11 @@
 """Every loss in a pipeline: what it is trained on, that it trains, however its pairs are spread."""
 
 import json
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import torch.distributed as dist
 import yaml
 from conftest import Project, make_project
 
@@ -40,14 +38,6 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_clus
     for overrides in ((), LABELLED):
         project.run(*overrides, stages=["shard", "score"])
     return project
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    """A process group of this process by itself."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +78,17 @@ def test_evaluation_is_in_batches_of_a_step(name: str, made: Made, tmp_path: Pat
     assert by_size[0] == pytest.approx(by_size[1], rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.usefixtures("alone")
 def test_labelled_completions_on_two_workers(project: Project, made: Made, tmp_path: Path) -> None:
     """KTO's KL term is over all pairs of the step, whoever computes them."""
     done = project.run(*LABELLED, "cluster.train.workers=2")["train"].step
     two, facts = PolicyCheckpoint(done.folder).metrics, done.manifest.facts
     assert facts["check/ref_drift"] < 1e-4
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        one = Worker(job(made, objectives.Kto(desirable_weight=1.5), tmp_path))
-        for step in range(1, STEPS + 1):
-            metrics = one.step(step, STEPS)
-            for name in ("loss", "grad_norm", "implicit_kl", "rewards/margins"):
-                assert two[step].get(name) == pytest.approx(metrics.get(name), rel=1e-4, abs=2e-5), name
-    finally:
-        dist.destroy_process_group()
+    one = Worker(job(made, objectives.Kto(desirable_weight=1.5), tmp_path))
+    for step in range(1, STEPS + 1):
+        metrics = one.step(step, STEPS)
+        for name in ("loss", "grad_norm", "implicit_kl", "rewards/margins"):
+            assert two[step].get(name) == pytest.approx(metrics.get(name), rel=1e-4, abs=2e-5), name
 
 
 def test_without_a_reference_score_is_not_run(project: Project, tmp_path: Path) -> None:

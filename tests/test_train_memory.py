@@ -1,15 +1,14 @@
 """What trades memory for time or workers changes nothing; adapters train what they say. Most of it in this process."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from peft import PeftModel
+from ranks import train_on
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
@@ -18,7 +17,6 @@ from stages.artifacts import PolicyCheckpoint
 from stages.errors import RecipeError
 from stages.train.batch import Batch
 from stages.train.config import Lora, TrainConfig, TrainResources
-from stages.train.run import train
 from stages.train.worker import Job, Worker
 
 STEPS = 3
@@ -38,14 +36,6 @@ def untied_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    """A process group of this process by itself."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def config_of(policy: Path, **fields: object) -> TrainConfig:
@@ -112,14 +102,13 @@ def test_checkpointed_layers_keep_less(inputs: tuple, untied_model: Path, tmp_pa
     assert kept["none"] > 5 * kept["layer"] > 0
 
 
+@pytest.mark.usefixtures("alone")
 def test_embedding_and_head_as_units_of_their_own(inputs: tuple, untied_model: Path, tmp_path: Path) -> None:
     """Two workers under FSDP, checkpointed, against one that shards nothing."""
     config = config_of(untied_model)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     metrics, weights = run_alone(config, inputs, tmp_path / "alone")
-    dist.destroy_process_group()
-    resources = TrainResources(workers=2, activation_checkpointing="layer", max_tokens_per_microbatch=100)
-    train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path / "two", resources=resources)
+    resources = TrainResources(activation_checkpointing="layer", max_tokens_per_microbatch=100)
+    train_on(Job(config, resources, *inputs, tmp_path / "two", 128), world=2)
     sharded = PolicyCheckpoint(tmp_path / "two")
     exported = {f"causal_lm.{name}": w for name, w in load_file(sharded.policy / "model.safetensors").items()}
     assert_same((sharded.metrics[1:], exported), (metrics, weights))
@@ -128,8 +117,7 @@ def test_embedding_and_head_as_units_of_their_own(inputs: tuple, untied_model: P
 def test_adapters_are_trained_and_the_base_is_not(inputs: tuple, tiny_model: Path, tmp_path: Path) -> None:
     lora = Lora(rank=4, alpha=8, targets=["q_proj", "down_proj"], merge=True)
     config = config_of(tiny_model, lora=lora, lr=2e-2, max_steps=6, starts_at_reference=True)
-    resources = TrainResources(workers=2)
-    train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path, resources=resources)
+    train_on(Job(config, TrainResources(), *inputs, tmp_path, 128), world=2)
     result = PolicyCheckpoint(tmp_path)
     assert result.metrics[1]["loss"] == pytest.approx(math.log(2), abs=1e-5)  # adapters change nothing at first
     assert result.metrics[1]["check/ref_drift"] < 1e-4

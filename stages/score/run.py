@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from stages import schema
+from stages import schema, storage
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.errors import ContractError, out_of_ray
@@ -84,7 +84,8 @@ def _scored_parts(todo: list[str], job: Job) -> Iterator[dict[str, Any]]:
         return iter(())
     resources = job.resources
     # The largest first, so that no actor is left alone with a long part at the end.
-    todo = sorted(todo, key=lambda part: -(job.pairs.folder / part).stat().st_size)
+    sizes = storage.sizes(job.pairs.folder)
+    todo = sorted(todo, key=lambda part: -sizes[part])
     rows: Iterator[dict[str, Any]] = (
         ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))
         .map_batches(

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,7 +41,7 @@ class Checkpoints:
         self._trains_all = trains_all
         self._group = dist.new_group(backend="gloo")  # of the writing threads: training goes on in the other one
         self._stager = DefaultStager(StagingOptions(False, False, False, False))
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_stand_back)
         self._writing: Future[None] | None = None
 
     def save(
@@ -139,6 +140,12 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
+
+
+def _stand_back() -> None:
+    """Where training needs all cores, this thread takes what it leaves idle: a priority is a thread's own on Linux."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
 def _remove(path: Path) -> None:

@@ -113,8 +113,10 @@ def cost(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             for _ in range(options.interval):
                 step += 1
                 worker.step(step, 10**6)
+            waited = time.perf_counter()
             worker.checkpoints.wait()
             seconds[what].append(time.perf_counter() - began)
+            assert time.perf_counter() - waited < 1, "the checkpoint was not written when the next one was due"
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

@@ -83,6 +83,7 @@ def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
     finished = parts_of(folder)
     assert 10 <= len(finished) < 24
     assert not (folder / "manifest.json").exists()
+    assert project.plan()["score"].state == "partial"
 
     finish(start(project, "--only", "score"))
     assert {name: parts_of(folder)[name] for name in finished} == finished
@@ -94,7 +95,8 @@ def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
     assert len(errors) - errors.null_count == 1
 
     elsewhere = project.folder / "undisturbed"
-    finish(start(project, "--until", "score", "--set", f"cluster.root={elsewhere}"))
+    shutil.copytree(project.folder / "runs" / "shard", elsewhere / "shard")
+    finish(start(project, "--only", "score", "--set", f"cluster.root={elsewhere}"))
     assert Manifest.read(elsewhere / "score" / folder.name).files == manifest.files
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT, Project, make_project
 
-from stages.artifacts import Manifest
+from stages.artifacts import PolicyCheckpoint
 
 
 def command(*arguments: object) -> list[str]:
@@ -36,8 +35,23 @@ def project(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> Project:
     return project
 
 
+def scalars(events: Path, tag: str) -> dict[int, float]:
+    """What TensorBoard draws: records of a length, its check sum, an event, and that one's."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found, content = {}, events.read_bytes()
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12 : 12 + length])
+        for value in event.summary.value:
+            if value.tag == tag:
+                found[event.step] = value.simple_value
+        content = content[16 + length :]
+    return found
+
+
 def test_run_shows_one_table_and_a_second_run_does_nothing(project: Project) -> None:
-    first = raydpo("run", *options(project), "--set", "wandb.project=tests")
+    first = raydpo("run", *options(project), "--set", "wandb.project=tests", "--set", "tensorboard=true")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "The policy: " in first.stdout
     policy = Path(first.stdout.split("The policy: ")[1].strip())
@@ -47,6 +61,9 @@ def test_run_shows_one_table_and_a_second_run_does_nothing(project: Project) -> 
     logs = project.folder / "runs" / "logs"
     assert list(logs.glob("*.log"))
     assert list(logs.glob("wandb/offline-run-*/*.wandb"))  # no key: offline
+    (events,) = logs.glob("*/train/events.out.tfevents.*")
+    losses = {line["step"]: line["loss"] for line in PolicyCheckpoint(policy.parent).metrics if "loss" in line}
+    assert scalars(events, "loss") == pytest.approx(losses)
 
     began = time.perf_counter()
     second = raydpo("run", *options(project))
@@ -71,41 +88,6 @@ def test_run_shows_one_table_and_a_second_run_does_nothing(project: Project) -> 
     part.unlink()
     assert raydpo("run", *options(project), "--only", "score").returncode == 0
     assert raydpo("verify", *options(project)).returncode == 0
-
-
-def parts_of(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}
-
-
-def test_a_killed_driver_loses_nothing_of_score(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> None:
-    project = make_project(tmp_path, tiny_model, num_triples=400)
-    content = yaml.safe_load(project.cluster.read_text())
-    content |= {"address": ray_cluster, "score": {"max_tokens_per_batch": 1}}
-    project.cluster.write_text(yaml.safe_dump(content))
-    until_score = (*options(project), "--until", "score", "--set", "shard.num_parts=40")
-    raydpo("run", *until_score[:3], "--only", "shard", *until_score[5:])
-    folder = project.plan("shard.num_parts=40")["score"].folder
-
-    driver = subprocess.Popen(command("run", *until_score), cwd=ROOT, stdout=subprocess.DEVNULL)
-    while len(parts_of(folder)) < 3:
-        assert driver.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.005)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    finished = parts_of(folder)
-    assert 3 <= len(finished) < 40
-    assert not (folder / "manifest.json").exists()
-    assert project.plan("shard.num_parts=40")["score"].state == "partial"
-
-    again = raydpo("run", *until_score)
-    assert again.returncode == 0, again.stdout
-    assert {name: parts_of(folder)[name] for name in finished} == finished
-    assert raydpo("verify", *until_score[:3], *until_score[5:]).stdout.count("all as made") == 2
-
-    undisturbed = raydpo("run", *until_score, "--set", f"cluster.root={tmp_path / 'undisturbed'}")
-    assert undisturbed.returncode == 0, undisturbed.stdout
-    other = tmp_path / "undisturbed" / "score" / folder.name
-    assert Manifest.read(other).files == Manifest.read(folder).files
 
 
 def test_a_submitted_job_runs_once(project: Project) -> None:

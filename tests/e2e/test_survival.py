@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,8 +29,7 @@ def make(folder: Path, model: Path, address: str, steps: int, **resources: objec
     recipe = yaml.safe_load(project.recipe.read_text())
     recipe["train"] |= {"max_steps": steps, "epochs": 9999}
     project.recipe.write_text(yaml.safe_dump(recipe))
-    train = {"checkpoint_steps": 5} | resources
-    cluster = {"root": str(folder / "runs"), "address": address, "train": train}
+    cluster = {"root": str(folder / "runs"), "address": address, "train": resources}
     project.cluster.write_text(yaml.safe_dump(cluster))
     project.run(stages=["shard", "score"])
     return project
@@ -37,8 +37,8 @@ def make(folder: Path, model: Path, address: str, steps: int, **resources: objec
 
 def start(project: Project, said: Path) -> subprocess.Popen:
     arguments = ["run", str(project.recipe), "--cluster", str(project.cluster), "--only", "train"]
-    # Ray waits that long for a place on a node of whose death it has not heard yet.
-    env = os.environ | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
+    # How long Ray waits for a place on a node of whose death it has not heard yet, and how often it asks for notices.
+    env = os.environ | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
     with said.open("w") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT
@@ -59,7 +59,7 @@ def workers_of(cluster: str) -> list[int]:
 
 
 def test_a_stall_a_dead_worker_and_a_dead_driver(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> None:
-    project = make(tmp_path, tiny_model, ray_cluster, 60, workers=2, stall_seconds=2, restarts=1)
+    project = make(tmp_path, tiny_model, ray_cluster, 60, workers=2, checkpoint_steps=5, stall_seconds=2, restarts=1)
     step, said = project.plan()["train"], tmp_path / "said.txt"
     driver = start(project, said)
     wait_until(lambda: last_step(step.folder) >= 7, driver, said)
@@ -103,6 +103,18 @@ def check_undisturbed(project: Project, folder: Path) -> None:
         torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=0)
 
 
+def give_notice(node: Any, cluster: str) -> None:
+    """As a cloud does before it takes a spot machine away."""
+    command = ["ray", "drain-node", "--address", cluster, "--node-id", node.node_id]
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    command += ["--deadline-remaining-seconds", "60"]
+    subprocess.run([Path(sys.executable).with_name("ray"), *command[1:]], check=True, stdout=subprocess.DEVNULL)
+
+
+def checkpoints_of(folder: Path) -> list[str]:
+    return [path.parent.name for path in folder.glob("checkpoints/step-*/meta.json")]
+
+
 @pytest.fixture
 def nodes() -> Iterator[Cluster]:
     """A cluster whose head has no room for workers."""
@@ -113,7 +125,7 @@ def nodes() -> Iterator[Cluster]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_lost_node_and_one_that_comes_back(tmp_path: Path, tiny_model: Path, nodes: Cluster) -> None:
+def test_a_node_goes_after_notice_and_another_comes(tmp_path: Path, tiny_model: Path, nodes: Cluster) -> None:
     lost, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
     elastic = {"min": 1, "max": 2}
     project = make(tmp_path, tiny_model, nodes.address, 800, workers=elastic, resize_seconds=1, restarts=1)
@@ -121,6 +133,9 @@ def test_a_lost_node_and_one_that_comes_back(tmp_path: Path, tiny_model: Path, n
     driver = start(project, said)
     wait_until(lambda: last_step(step.folder) >= 7, driver, said)
     assert len(workers_of(nodes.address)) == 2
+    give_notice(lost, nodes.address)
+    wait_until(lambda: checkpoints_of(step.folder), driver, said)
+    assert len(checkpoints_of(step.folder)) == 1  # no other is due: it goes on from here
     nodes.remove_node(lost)
     wait_until(lambda: len(workers_of(nodes.address)) == 1, driver, said)
     seen = last_step(step.folder)
