@@ -27,6 +27,7 @@ CHATML = (
 )
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a hub
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # how long a run that has ended is waited for
 
 
 def make_tokenizer(folder: Path, chat_template: str | None = CHATML) -> None:

@@ -91,9 +91,12 @@ def _one_by_one(
 ) -> torch.Tensor:
     """A call a stretch: nothing is computed that a mask would throw away, but for the corner of each stretch.
 
-    Key and value heads are repeated first: on a CPU, the kernel's backward pass shares work between threads by them.
+    For training, key and value heads are repeated first: on a CPU, the kernel's backward pass shares work between
+    threads by them. Without gradients, that would only move memory.
     """
-    key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1) for tensor in (key, value))
+    grouped = softcap is None and not torch.is_grad_enabled()
+    if not grouped:
+        key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1) for tensor in (key, value))
     queries, keys, values = (tensor.split(stretches.lengths, dim=2) for tensor in (query, key, value))
     outputs = []
     for i, other in enumerate(stretches.before):
@@ -105,7 +108,9 @@ def _one_by_one(
         else:
             whole = other is None and (window is None or window >= k.shape[2])
             mask = None if whole else _mask(stretches, q, k, window)
-            output = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=whole, scale=scaling)
+            output = scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=whole, scale=scaling, enable_gqa=grouped
+            )
         outputs.append(output.transpose(1, 2))
     return torch.cat(outputs, 1)
 

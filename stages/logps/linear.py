@@ -1,10 +1,18 @@
-"""Float32 products on CPUs with AVX-512 by oneDNN: twice as fast on AMD as what torch takes by itself, MKL."""
+"""Float32 products by oneDNN on AMD's CPUs with AVX-512: twice as fast there as what torch takes by itself, MKL."""
+
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-_FASTER = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+_CPU = Path("/proc/cpuinfo")
+_FASTER = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and _CPU.exists()
+    and "AuthenticAMD" in _CPU.read_text()  # on Intel's, MKL is the faster one
+)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,13 +1,14 @@
 """Scoring speed beside TRL's precompute and transformers; what Ray costs; and growth with the number of pairs.
 
-Usage: python -m tests.benchmarks.score [--rounds 3] [--pairs 48] [--stage-pairs 2000] [--growth 1000 4000 16000]
+Usage: python -m tests.benchmarks.score [--rounds 3] [--pairs 48] [--stage-pairs 2000] [--stage-backend torch]
+                                        [--growth 1000 4000 16000]
 
 Every measurement is its own process. First, on some HH pairs, taking turns: the torch scorer, the vLLM scorer (their
 loops alone, the model loaded), transformers in padded batches of 8 sequences sorted by length, and TRL's
 `precompute_ref_log_probs` (its trainer's start, in which that happens, with tokenization). Then the whole stage on Ray
-beside the torch scorer's bare loop over the same parts, each with the loading of its model. Then the stage with a tiny
-random model: seconds a pair, and peak memory of driver and actor, as pairs grow. Prints a line a measurement, then one
-JSON object.
+beside the bare loop of the same engine over the same parts, each with the loading of its model. Then the stage with a
+tiny random model: seconds a pair, and peak memory of driver and actor, as pairs grow. Prints a line a measurement, then
+one JSON object.
 """
 
 import argparse
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=48)
     parser.add_argument("--stage-pairs", type=int, default=2000)
+    parser.add_argument("--stage-backend", choices=["torch", "vllm"], default="torch")
     parser.add_argument("--growth", type=int, nargs="*", default=[1000, 4000, 16000])
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--do", help=argparse.SUPPRESS)
@@ -106,14 +108,15 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 def against_the_engine(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     engine, stage = measure("engine", options, work), measure("stage", options, work)
     print(
-        f"{options.stage_pairs} pairs: bare engine {engine['seconds']:.1f} s, stage {stage['seconds']:.1f} s",
+        f"{options.stage_pairs} pairs by {options.stage_backend}: bare engine {engine['seconds']:.1f} s, "
+        f"stage {stage['seconds']:.1f} s",
         flush=True,
     )
     return {"stage_over_engine": round(engine["seconds"] / stage["seconds"], 3)}
 
 
 def growth(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    options.model = tiny_model(scratch / "tiny")
+    options.model, options.stage_backend = tiny_model(scratch / "tiny"), "torch"
     found = []
     for count in options.growth:
         found.append(measure("stage", options, random_pairs(count, scratch / str(count))))
@@ -134,7 +137,8 @@ def growth(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 def measure(what: str, options: argparse.Namespace, work: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.benchmarks.score", "--do", what, "--work", str(work)]
-    return last_line([*command, "--model", str(options.model)], os.environ | CPU_ENVIRONMENT)
+    command += ["--model", str(options.model), "--stage-backend", options.stage_backend]
+    return last_line(command, os.environ | CPU_ENVIRONMENT)
 
 
 def prepare(options: argparse.Namespace, count: int, work: Path) -> Path:
@@ -227,8 +231,9 @@ def run_stage(options: argparse.Namespace) -> dict[str, Any]:
         from stages.score.run import score
 
         config = ScoreConfig(
-            model=str(options.model), backend="torch", dtype="float32", accept=Acceptance(calibration_pairs=0)
-        )
+            model=str(options.model), backend=options.stage_backend, dtype="float32",
+            accept=Acceptance(calibration_pairs=0),
+        )  # fmt: skip
         began = time.perf_counter()
         facts = score(
             config, pairs=PreferencePairs(options.work / "pairs"), out=options.work / "logprobs",
@@ -277,7 +282,7 @@ def matmul_peak(options: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
 
 DO = {
     "torch": lambda options: score_loop("torch", options),
-    "engine": lambda options: score_loop("torch", options),
+    "engine": lambda options: score_loop(options.stage_backend, options),
     "vllm": lambda options: score_loop("vllm", options),
     "transformers": by_transformers,
     "stage": run_stage,

@@ -153,6 +153,7 @@ def make_triples(name: str, count: int, options: argparse.Namespace) -> None:
     import pyarrow as pa
 
     from stages import schema
+    from stages.artifacts import Manifest
     from stages.shard.config import Columns, ShardConfig
     from stages.shard.tokenization import Rejected, load_tokenizer, tokenize
     from stages.shard.triple import Malformed, parse
@@ -184,6 +185,7 @@ def make_triples(name: str, count: int, options: argparse.Namespace) -> None:
         for row, _, pair in found
     ]
     schema.write_part(pa.Table.from_pylist(rows, schema=schema.PAIRS), options.work / "pairs" / "part-00000.parquet")
+    Manifest("shard", "0" * 64, {}, [], {"pairs": count}, {}).write(options.work / "pairs")
     global_batch = 2 * options.batch
     order = Order(np.array([count]), 0, global_batch, count)
     with (options.work / "triples.jsonl").open("w") as lines:
@@ -232,7 +234,7 @@ def score(options: argparse.Namespace) -> float:
     import pyarrow as pa
 
     from stages import schema
-    from stages.artifacts import PreferencePairs
+    from stages.artifacts import Manifest, PreferencePairs
     from stages.score.config import ScoreConfig, ScoreResources
     from stages.score.torch_scorer import TorchScorer
 
@@ -244,6 +246,7 @@ def score(options: argparse.Namespace) -> float:
     schema.write_part(
         schema.logprobs_table(table, scorer.token_logps(table)), options.work / "logprobs" / pairs.parts[0]
     )
+    Manifest("score", "1" * 64, {}, [], {}, {}).write(options.work / "logprobs")
     return time.perf_counter() - began
 
 

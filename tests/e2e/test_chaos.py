@@ -72,7 +72,7 @@ def scorers(cluster: str) -> list[int]:
 
 
 def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
-    finish(start(project, "--only", "shard"))
+    project.run(stages=["shard"])
     folder = project.plan()["score"].folder
     driver = start(project, "--only", "score")
     wait_for(4, folder, driver)
@@ -96,8 +96,8 @@ def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
 
     elsewhere = project.folder / "undisturbed"
     shutil.copytree(project.folder / "runs" / "shard", elsewhere / "shard")
-    finish(start(project, "--only", "score", "--set", f"cluster.root={elsewhere}"))
-    assert Manifest.read(elsewhere / "score" / folder.name).files == manifest.files
+    (undisturbed,) = project.run(f"cluster.root={elsewhere}", stages=["score"]).values()
+    assert undisturbed.step.manifest.files == manifest.files
 
 
 def test_two_runs_of_one_recipe_make_one_artifact(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> None:

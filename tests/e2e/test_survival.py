@@ -1,6 +1,7 @@
 """Training that loses workers, its driver and its nodes, in real processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,15 +24,16 @@ from stages.train.config import TrainResources
 from stages.train.worker import Job
 
 
-def make(folder: Path, model: Path, address: str, steps: int, **resources: object) -> Project:
-    """A project that wants `steps` small steps on the cluster at `address`, with what training needs made already."""
+def make(folder: Path, model: Path, trained: Project, address: str, steps: int, **resources: object) -> Project:
+    """A project that wants `steps` small steps on the cluster at `address`, and has what they need from `trained`."""
     project = make_project(folder, model)
+    for stage in ("shard", "score"):
+        shutil.copytree(trained.folder / "runs" / stage, folder / "runs" / stage)
     recipe = yaml.safe_load(project.recipe.read_text())
     recipe["train"] |= {"max_steps": steps, "epochs": 9999}
     project.recipe.write_text(yaml.safe_dump(recipe))
     cluster = {"root": str(folder / "runs"), "address": address, "train": resources}
     project.cluster.write_text(yaml.safe_dump(cluster))
-    project.run(stages=["shard", "score"])
     return project
 
 
@@ -58,8 +60,12 @@ def workers_of(cluster: str) -> list[int]:
     return [actor.pid for actor in actors if "RayTrainWorker" in actor.class_name]
 
 
-def test_a_stall_a_dead_worker_and_a_dead_driver(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> None:
-    project = make(tmp_path, tiny_model, ray_cluster, 60, workers=2, checkpoint_steps=5, stall_seconds=2, restarts=1)
+def test_a_stall_a_dead_worker_and_a_dead_driver(
+    tmp_path: Path, tiny_model: Path, trained: Project, ray_cluster: str
+) -> None:
+    project = make(
+        tmp_path, tiny_model, trained, ray_cluster, 60, workers=2, checkpoint_steps=5, stall_seconds=2, restarts=1
+    )
     step, said = project.plan()["train"], tmp_path / "said.txt"
     driver = start(project, said)
     wait_until(lambda: last_step(step.folder) >= 7, driver, said)
@@ -124,11 +130,12 @@ def nodes() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_node_goes_after_notice_and_another_comes(tmp_path: Path, tiny_model: Path, nodes: Cluster) -> None:
+def test_a_node_goes_after_notice_and_another_comes(
+    tmp_path: Path, tiny_model: Path, trained: Project, nodes: Cluster
+) -> None:
     lost, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
     elastic = {"min": 1, "max": 2}
-    project = make(tmp_path, tiny_model, nodes.address, 800, workers=elastic, resize_seconds=1, restarts=1)
+    project = make(tmp_path, tiny_model, trained, nodes.address, 800, workers=elastic, resize_seconds=1, restarts=1)
     step, said = project.plan()["train"], tmp_path / "said.txt"
     driver = start(project, said)
     wait_until(lambda: last_step(step.folder) >= 7, driver, said)
@@ -136,7 +143,7 @@ def test_a_node_goes_after_notice_and_another_comes(tmp_path: Path, tiny_model: 
     give_notice(lost, nodes.address)
     wait_until(lambda: checkpoints_of(step.folder), driver, said)
     assert len(checkpoints_of(step.folder)) == 1  # no other is due: it goes on from here
-    nodes.remove_node(lost)
+    nodes.remove_node(lost, allow_graceful=False)
     wait_until(lambda: len(workers_of(nodes.address)) == 1, driver, said)
     seen = last_step(step.folder)
     wait_until(lambda: last_step(step.folder) >= seen + 6, driver, said)
