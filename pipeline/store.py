@@ -26,7 +26,7 @@ class Store:
     storage, one on a disk, from which they are sent there when they are finished.
     """
 
-    root: Path  # or what stands for one in object storage: stages.storage.place
+    root: Path  # or what stands for one in object storage: stages.storage.open_root
     work: Path
 
     @classmethod

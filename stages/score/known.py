@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -25,14 +26,16 @@ class KnownLogprobs:
 
         A damaged file is passed over, and its pairs are scored again.
         """
-        found = [schema.logprobs_schema(pairs).empty_table()]
+        wanted = schema.logprobs_schema(pairs)
+        found = wanted.empty_table()
         for table in self._of_whole_parts(part, parts, ReferenceLogprobs.read_unchecked):
-            if table.schema != found[0].schema:  # pairs, or labelled completions, where the other is wanted
+            if table.schema != wanted:  # pairs, or labelled completions, where the other is wanted
                 continue
             known = table.filter(pc.and_(pc.is_in(table["pair_id"], pairs["pair_id"]), pc.is_null(table["error"])))
-            seen = pa.concat_tables(found)["pair_id"]
-            found.append(known.filter(pc.invert(pc.is_in(known["pair_id"], seen))))
-        return pa.concat_tables(found)
+            found = pa.concat_tables([found, known.filter(pc.invert(pc.is_in(known["pair_id"], found["pair_id"])))])
+            if len(found) == len(pairs):
+                break
+        return found
 
     def count_new(self, pairs: PreferencePairs) -> int:
         """How many pairs are not known; reads ids alone."""
@@ -41,15 +44,22 @@ class KnownLogprobs:
             ids = pairs.pair_ids(part)
             for known in self._of_whole_parts(part, parts, ReferenceLogprobs.scored_ids):
                 ids = ids.filter(pc.invert(pc.is_in(ids, known)))
+                if not len(ids):
+                    break
             new += len(ids)
         return new
+
+    @cached_property
+    def _parts(self) -> list[list[str]]:
+        """Of each artifact; listed once, because each part of the pairs asks."""
+        return [artifact.parts for artifact in self.artifacts]
 
     def _of_whole_parts(
         self, part: str, parts: Sequence[str], read: Callable[[ReferenceLogprobs, str], Any]
     ) -> Iterator[Any]:
         """What `read` gives of each part that may hold pairs of `part`, one of `parts`."""
-        for artifact in self.artifacts:
-            for candidate in _same_pairs(part, parts, artifact.parts):
+        for artifact, others in zip(self.artifacts, self._parts, strict=True):
+            for candidate in _same_pairs(part, parts, others):
                 try:
                     yield read(artifact, candidate)
                 except ContractError as error:

@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,11 +49,16 @@ def reports_of(out: Path) -> Path:
 
 
 class PartScorer:
-    """Its state is one engine; its effect is one part on disk a call. Actors call it from one thread at a time."""
+    """Its state is one engine; its effect is one part on disk a call.
+
+    An actor has two calls at a time: while the engine works on one part, the next one is read, and the one before is
+    written. The engine has a thread of its own, in which it is made and asked.
+    """
 
     def __init__(self, job: Job):
         self.job = job
         self.parts = job.pairs.parts
+        self._engine_thread = ThreadPoolExecutor(1, "engine")
 
     @cached_property
     def scorer(self) -> TorchScorer | VllmScorer:
@@ -71,12 +77,13 @@ class PartScorer:
 
         Pairs that cannot be scored are set aside with their error. Raises ContractError where that does not help.
         """
-        part, began = batch["part"][0].as_py(), time.perf_counter()
+        part = batch["part"][0].as_py()
         pairs = self.job.pairs.read(part)
         known = self.job.known.find(part, self.parts, pairs)
         new = pairs.filter(pc.invert(pc.is_in(pairs["pair_id"], known["pair_id"])))
         attempts = Attempts(self.job.out / ".attempts" / part, self.job.resources.attempts)
-        scored = _in_order(pa.concat_tables([known, self._score(new, attempts, part)]), pairs)
+        computed, seconds = self._engine_thread.submit(self._timed_score, new, attempts, part).result()
+        scored = _in_order(pa.concat_tables([known, computed]), pairs)
         check_covers(scored, pairs, f"the log-probs just scored for {part}")
         report = {
             "part": part,
@@ -86,7 +93,7 @@ class PartScorer:
             "tokens": count_tokens(new),
             "unscored": len(scored) - scored["error"].null_count,
             "path": self.scorer.path if len(new) else "taken over",
-            "seconds": time.perf_counter() - began,
+            "seconds": seconds,  # of the engine
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,  # of the process so far
         }
         reports = reports_of(self.job.out)
@@ -95,6 +102,10 @@ class PartScorer:
         schema.write_part(scored, self.job.out / part)
         attempts.forget()
         return pa.Table.from_pylist([report])
+
+    def _timed_score(self, pairs: pa.Table, attempts: Attempts, part: str) -> tuple[pa.Table, float]:
+        began = time.perf_counter()
+        return self._score(pairs, attempts, part), time.perf_counter() - began
 
     def _score(self, pairs: pa.Table, attempts: Attempts, part: str) -> pa.Table:
         """Rows of log-probs for `pairs`, all in one go: so the values do not depend on what failed before."""

@@ -95,11 +95,13 @@ def _scored_parts(todo: list[str], job: Job) -> Iterator[dict[str, Any]]:
             num_cpus=resources.cpus_per_actor,
             num_gpus=resources.gpus_per_actor,
             runtime_env={} if resources.gpus_per_actor else {"env_vars": CPU_ENVIRONMENT},
-            # Two calls in flight: the next part is at the actor when this one ends. Scoring stays one at a time.
+            # Two parts at an actor, so that the next one is read when the engine is done with this one; and no more, so
+            # that at the end none waits at one actor while another is idle.
             compute=ray.data.ActorPoolStrategy(
                 size=min(resources.actors, len(todo)),
+                max_tasks_in_flight_per_actor=2,
                 max_concurrent_calls_per_actor=2,
-                enable_true_multi_threading=False,
+                enable_true_multi_threading=True,
             ),
             fn_constructor_kwargs={"job": job},
         )
