@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Project
+from ranks import train_on
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -77,8 +78,8 @@ def test_one_step_is_what_torch_alone_computes(inputs: tuple, tiny_model: Path, 
 
 def test_workers_change_nothing(inputs: tuple, policy: PolicyCheckpoint, trained: Project, tmp_path: Path) -> None:
     """Two workers, another micro-batch, and a batch of 5 that two ranks cannot share evenly: the same weights."""
-    config, resources = trained.plan()["train"].config, TrainResources(workers=2, max_tokens_per_microbatch=100)
-    train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path, resources=resources)
+    config, resources = trained.plan()["train"].config, TrainResources(max_tokens_per_microbatch=100)
+    train_on(Job(config, resources, *inputs, tmp_path, 128), world=2)
     two = PolicyCheckpoint(tmp_path)
     for one_worker, two_workers in zip(policy.metrics, two.metrics, strict=True):
         for name in ("loss", "grad_norm", "eval/loss", "rewards/margins", "eval/rewards/margins"):
