@@ -29,12 +29,17 @@ def test_a_change_reruns_its_stage_and_those_after_it_and_is_named(trained: Proj
     assert "input logprobs" in plan["train"].why
 
 
-def test_only_the_changed_stage_runs_and_a_missing_part_is_made_again(trained: Project) -> None:
-    times = {path: path.stat().st_mtime_ns for path in trained.folder.glob("runs/*/*/*")}
-    done = trained.run("score.dtype=bfloat16", stages=["shard", "score"])
-    assert {name: row.state for name, row in done.items()} == {"shard": "hit", "score": "done"}
+def test_only_the_changed_stage_runs(trained: Project) -> None:
+    times = {path: path.stat().st_mtime_ns for path in trained.folder.glob("runs/s*/*/*")}
+    done = trained.run("train.loss.beta=0.2", "train.max_steps=1")
+    assert {name: row.state for name, row in done.items()} == {"shard": "hit", "score": "hit", "train": "done"}
     assert times == {path: path.stat().st_mtime_ns for path in times}
-    part = done["score"].step.folder / "part-00002.parquet"
+
+
+def test_a_missing_part_makes_a_partial_artifact_that_a_run_completes(trained: Project) -> None:
+    # bfloat16 gives this test an artifact of its own.
+    (done,) = trained.run("score.dtype=bfloat16", stages=["score"]).values()
+    part = done.step.folder / "part-00002.parquet"
     content = part.read_bytes()
     part.unlink()
     step = trained.plan("score.dtype=bfloat16")["score"]
