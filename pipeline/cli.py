@@ -15,8 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline import recipe as recipes
+from pipeline.plan import State, Step, plan
 from pipeline.recipe import Cluster, Recipe
-from pipeline.runner import State, Step, plan, run
+from pipeline.runner import run
 from pipeline.store import Store, damage
 from pipeline.tables import figure, print_done, print_plan
 from stages.errors import ContractError, MissingArtifact, RecipeError, is_disk_full
@@ -138,7 +139,7 @@ def submit(
     """Send the same `run` to a Ray cluster as a job. The same work has the same id, so it is never sent twice."""
     from pipeline.cluster import submit as send
     from pipeline.identity import Digests
-    from pipeline.runner import identify
+    from pipeline.plan import identify
 
     with _errors(Console(stderr=True)):
         what, where = recipes.load(recipe, cluster, set_ or [])

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.runner import Done, Step
+from pipeline.plan import Step
+from pipeline.runner import Done
 from stages.artifacts import PolicyCheckpoint
 
 

@@ -14,8 +14,9 @@ import yaml
 
 from pipeline import recipe as recipes
 from pipeline.cluster import connected
+from pipeline.plan import Step, plan
 from pipeline.recipe import Cluster
-from pipeline.runner import Done, Step, plan, run
+from pipeline.runner import Done, run
 from pipeline.store import Store
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.progress import Silent

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from stages.train.worker import Job, Worker
+from stages.train.job import Job
+from stages.train.worker import Worker
 
 _processes = get_context("forkserver")
 _processes.set_forkserver_preload(["stages.train.worker", "transformers.models.llama.modeling_llama", "ranks"])

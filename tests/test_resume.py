@@ -18,7 +18,8 @@ from stages import schema
 from stages.artifacts import ReferenceLogprobs
 from stages.errors import ContractError
 from stages.train.config import TrainConfig, TrainResources
-from stages.train.worker import Job, Worker
+from stages.train.job import Job
+from stages.train.worker import Worker
 
 STEPS = 10
 EXACT = ("step", "batch", "loss", "grad_norm", "lr", "rewards/margins", "eval/loss")

@@ -18,13 +18,15 @@ from stages.errors import ContractError
 from stages.logps.model import load
 from stages.train.batch import Batch
 from stages.train.config import TrainConfig, TrainResources
+from stages.train.job import Job
 from stages.train.losses import losses_of
 from stages.train.objectives import Sigmoid
 from stages.train.order import Order
 from stages.train.pair_set import PairSet
 from stages.train.run import train
 from stages.train.step_loss import logps_of
-from stages.train.worker import Job, Worker
+from stages.train.trainer import Trainer
+from stages.train.worker import Worker
 
 CPU = torch.device("cpu")
 
@@ -117,7 +119,7 @@ def test_a_policy_that_is_not_the_reference_is_refused(inputs: tuple, tiny_model
     with pytest.raises(ContractError, match=message):
         train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path / "out", resources=TrainResources())
     allowed = config.model_copy(update={"starts_at_reference": False})
-    first = Worker(Job(allowed, TrainResources(), *inputs, tmp_path / "out", 128)).step(1, 2)
+    first = Trainer(Job(allowed, TrainResources(), *inputs, tmp_path / "out", 128)).step(1, 2)
     assert first["check/ref_drift"] > 0.01
 
 

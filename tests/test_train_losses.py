@@ -9,13 +9,14 @@ import pytest
 import yaml
 from conftest import Project, make_project
 
-from pipeline.runner import Step
+from pipeline.plan import Step
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError, MissingArtifact, RecipeError
 from stages.train import objectives
 from stages.train.config import TrainConfig, TrainResources
+from stages.train.job import Job
 from stages.train.run import train
-from stages.train.worker import Job, Worker
+from stages.train.trainer import Trainer
 
 STEPS = 2
 ALL = [kind() for kind in get_args(objectives.Single)]
@@ -58,15 +59,15 @@ def job(made: Made, loss: objectives.Loss, out: Path, **resources: int) -> Job:
 @pytest.mark.parametrize("loss", [*ALL, MPO, objectives.Sigmoid(wpo=True, ld_alpha=0.5)], ids=lambda loss: loss.name)
 def test_each_loss_trains_however_its_pairs_are_spread(loss: Any, made: Made, tmp_path: Path) -> None:
     """One or two pairs a micro-batch give the same step, and after it the loss of its pairs is lower."""
-    workers = [Worker(job(made, loss, tmp_path)), Worker(job(made, loss, tmp_path, max_tokens_per_microbatch=90))]
-    first, spread = (worker.step(1, STEPS) for worker in workers)
+    trainers = [Trainer(job(made, loss, tmp_path)), Trainer(job(made, loss, tmp_path, max_tokens_per_microbatch=90))]
+    first, spread = (trainer.step(1, STEPS) for trainer in trainers)
     assert first.keys() == spread.keys()
     for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen"):
         assert spread.get(name, 0) == pytest.approx(first.get(name, 0), rel=1e-4, abs=1e-5), name
     assert ("implicit_kl" in first) == ("check/ref_drift" in first) == loss.reference
-    assert {key.partition("/")[0] for key in workers[0].loss_state} == ({loss.name} if loss.remembers else set())
-    workers[0].config = workers[0].config.model_copy(update={"starts_at_reference": False})
-    assert workers[0].step(1, STEPS)["loss"] < first["loss"]
+    assert {key.partition("/")[0] for key in trainers[0].loss_state} == ({loss.name} if loss.remembers else set())
+    trainers[0].config = trainers[0].config.model_copy(update={"starts_at_reference": False})
+    assert trainers[0].step(1, STEPS)["loss"] < first["loss"]
 
 
 @pytest.mark.usefixtures("alone")
@@ -74,7 +75,7 @@ def test_each_loss_trains_however_its_pairs_are_spread(loss: Any, made: Made, tm
 def test_evaluation_is_in_batches_of_a_step(name: str, made: Made, tmp_path: Path) -> None:
     """However many held-out pairs fit into a forward pass: a coupled loss is that of global_batch pairs."""
     loss = objectives.BY_NAME[name]()
-    by_size = [Worker(job(made, loss, tmp_path, max_tokens_per_microbatch=size)).evaluate() for size in (20, 9999)]
+    by_size = [Trainer(job(made, loss, tmp_path, max_tokens_per_microbatch=size)).evaluate() for size in (20, 9999)]
     assert by_size[0] == pytest.approx(by_size[1], rel=1e-5, abs=1e-5)
 
 
@@ -84,7 +85,7 @@ def test_labelled_completions_on_two_workers(project: Project, made: Made, tmp_p
     done = project.run(*LABELLED, "cluster.train.workers=2")["train"].step
     two, facts = PolicyCheckpoint(done.folder).metrics, done.manifest.facts
     assert facts["check/ref_drift"] < 1e-4
-    one = Worker(job(made, objectives.Kto(desirable_weight=1.5), tmp_path))
+    one = Trainer(job(made, objectives.Kto(desirable_weight=1.5), tmp_path))
     for step in range(1, STEPS + 1):
         metrics = one.step(step, STEPS)
         for name in ("loss", "grad_norm", "implicit_kl", "rewards/margins"):

@@ -17,7 +17,8 @@ from stages.artifacts import PolicyCheckpoint
 from stages.errors import RecipeError
 from stages.train.batch import Batch
 from stages.train.config import Lora, TrainConfig, TrainResources
-from stages.train.worker import Job, Worker
+from stages.train.job import Job
+from stages.train.trainer import Trainer
 
 STEPS = 3
 Result = tuple[list[dict[str, float]], dict[str, torch.Tensor]]
@@ -46,9 +47,9 @@ def config_of(policy: Path, **fields: object) -> TrainConfig:
 
 def run_alone(config: TrainConfig, inputs: tuple, out: Path, **resources: object) -> Result:
     out.mkdir(parents=True)
-    worker = Worker(Job(config, TrainResources(**resources), *inputs, out, 128))
-    metrics = [worker.step(step, STEPS) for step in range(1, STEPS + 1)]
-    return metrics, get_model_state_dict(worker.model, options=StateDictOptions(full_state_dict=True))
+    trainer = Trainer(Job(config, TrainResources(**resources), *inputs, out, 128))
+    metrics = [trainer.step(step, STEPS) for step in range(1, STEPS + 1)]
+    return metrics, get_model_state_dict(trainer.model, options=StateDictOptions(full_state_dict=True))
 
 
 def assert_same(result: Result, expected: Result) -> None:
@@ -86,10 +87,10 @@ def test_checkpointed_layers_keep_less(inputs: tuple, untied_model: Path, tmp_pa
     for mode in ("none", "layer"):
         folder = tmp_path / mode
         folder.mkdir()
-        worker = Worker(
+        trainer = Trainer(
             Job(config_of(untied_model), TrainResources(activation_checkpointing=mode), *inputs, folder, 128)
         )
-        batch = Batch.of(worker.pairs.read(np.arange(5)), worker.model, worker.device)
+        batch = Batch.of(trainer.pairs.read(np.arange(5)), trainer.model, trainer.device)
         sizes = []
 
         def note(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
@@ -97,7 +98,7 @@ def test_checkpointed_layers_keep_less(inputs: tuple, untied_model: Path, tmp_pa
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            worker.model(batch.layout)
+            trainer.model(batch.layout)
         kept[mode] = sum(sizes)
     assert kept["none"] > 5 * kept["layer"] > 0
 
@@ -144,8 +145,8 @@ def test_adapters_are_trained_and_the_base_is_not(inputs: tuple, tiny_model: Pat
 
 @pytest.mark.usefixtures("alone")
 def test_adapters_go_to_all_linear_layers_but_the_head(inputs: tuple, untied_model: Path, tmp_path: Path) -> None:
-    worker = Worker(Job(config_of(untied_model, lora=Lora(rank=2)), TrainResources(), *inputs, tmp_path, 128))
-    trained = {name for name, weight in worker.model.named_parameters() if weight.requires_grad}
+    trainer = Trainer(Job(config_of(untied_model, lora=Lora(rank=2)), TrainResources(), *inputs, tmp_path, 128))
+    trained = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     assert len(trained) == 3 * 7 * 2  # layers, projections of attention and feed-forward, A and B
     assert not any("lm_head" in name for name in trained)
 

@@ -16,10 +16,11 @@ from stages.logps.model import check_fits
 from stages.progress import Progress, Silent
 from stages.train.config import Elastic, TrainConfig, TrainResources
 from stages.train.follower import Follower
+from stages.train.job import Job
 from stages.train.metrics_log import Metrics
 from stages.train.refusal import Refusal
 from stages.train.shares import num_steps
-from stages.train.worker import Job, train_worker
+from stages.train.worker import train_worker
 
 
 def train(

@@ -1,58 +1,22 @@
-"""What each Ray Train worker runs: the training loop, the same on every rank."""
+"""What each Ray Train worker runs: all steps that are left, with checkpoints, metrics and a watch over stalls."""
 
-import json
-import math
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from filelock import FileLock
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
 
-from stages.artifacts import PreferencePairs, ReferenceLogprobs
-from stages.errors import ContractError, is_for_users
-from stages.logps.model import PairLogprobs, load
-from stages.train.batch import Batch
+from stages.errors import is_for_users
 from stages.train.checkpoints import Checkpoints
-from stages.train.config import TrainConfig, TrainResources
 from stages.train.export import export_policy
-from stages.train.fsdp import shard_model
-from stages.train.layers import prepare_layers
-from stages.train.lora import add_adapters
-from stages.train.losses import Memory
+from stages.train.job import Job
 from stages.train.metrics_log import Metrics, MetricsLog
-from stages.train.node_cache import NodeCache
-from stages.train.order import Order
-from stages.train.pair_set import Counts, PairSet, count_pairs
-from stages.train.ref_drift import RefDrift
 from stages.train.refusal import Refusal
-from stages.train.report import report
-from stages.train.schedule import lr_at
-from stages.train.shares import num_steps, shares
-from stages.train.step_loss import StepLoss, Work
+from stages.train.shares import num_steps
+from stages.train.trainer import Trainer
 from stages.train.watch import Watch
-
-_EVALUATED_AT_ONCE = 1024  # pairs
-_WITHOUT_GRADIENTS = 4  # times as many tokens fit into a forward pass that keeps no activations
-
-
-@dataclass(frozen=True)
-class Job:
-    config: TrainConfig
-    resources: TrainResources
-    pairs: PreferencePairs
-    logprobs: ReferenceLogprobs | None  # None: the loss needs no reference
-    out: Path
-    longest: int  # tokens of the longest sequence
 
 
 def train_worker(loop_config: dict[str, Job]) -> None:
@@ -76,81 +40,47 @@ class Worker:
     """One rank. `is_preempted`: whether the machines have been told to go; asked by all ranks at once."""
 
     def __init__(self, job: Job, is_preempted: Callable[[], bool] = lambda: False):
-        self.job, self.config, self.is_preempted = job, job.config, is_preempted
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        cuda = job.resources.gpus_per_worker
-        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        if self.device.type == "cpu":
-            torch.set_num_threads(job.resources.cpus_per_worker)
-        config, cache, counts = self.config, NodeCache(job.resources.cache), self._counts()
-        self.pairs, self.held_out = (
-            PairSet(job.pairs, job.logprobs, split, cache, counts) for split in ("train", "eval")
-        )
-        self.order = Order(counts["train"], config.seed, config.global_batch, config.shuffle_window)
-        self.model = self._sharded_model()
-        self.loss_state: Memory = {}  # what the loss keeps of earlier steps
-        self.optimizer = torch.optim.AdamW(
-            [weight for weight in self.model.parameters() if weight.requires_grad], lr=config.lr,
-            betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True,
-        )  # fmt: skip
+        self.job, self.is_preempted = job, is_preempted
+        self.watch = Watch(job.out / ".stalls", dist.get_rank(), dist.get_world_size(), job.resources.stall_seconds)
+        self.trainer = Trainer(job, self.watch.beat)
         self.metrics = MetricsLog(job.out / "metrics.jsonl")
-        self.watch = Watch(job.out / ".stalls", self.rank, self.world, job.resources.stall_seconds)
         self.checkpoints = Checkpoints(
-            job.out / "checkpoints", identity_of(job), job.resources.keep_checkpoints, trains_all=config.lora is None
+            job.out / "checkpoints", job.identity, job.resources.keep_checkpoints, trains_all=job.config.lora is None
         )
-        self.skipped = 0  # steps
         self._told = False  # to go
-
-    def _counts(self) -> Counts:
-        """Read by rank 0 for all."""
-        counts = [count_pairs(self.job.pairs, self.job.logprobs) if self.rank == 0 else None]
-        dist.broadcast_object_list(counts, 0)
-        return cast(Counts, counts[0])
-
-    def _sharded_model(self) -> PairLogprobs:
-        config, resources = self.config, self.job.resources
-        model = load(config.policy, "float32", self.job.longest)
-        if config.lora is not None:
-            add_adapters(model.causal_lm, config.lora, config.seed)
-        prepare_layers(model, resources)
-        mesh = init_device_mesh(self.device.type, (self.world,))
-        shard_model(model.to(self.device), mesh, config.dtype, resources.cpu_offload)
-        return model
 
     def run(self) -> None:
         """All steps that are left, and the export."""
+        trainer, config = self.trainer, self.job.config
         with self._alone():
-            total, done = num_steps(len(self.pairs), self.config), self._resume()
+            total, done = num_steps(len(trainer.pairs), config), self._resume()
             with self.watch.watching():
                 if done is None:
-                    self._log({"step": 0} | self.evaluate())
+                    self._log({"step": 0} | trainer.evaluate())
                 for step in range((done or 0) + 1, total + 1):
-                    metrics = self.step(step, total)
-                    if step == total or (self.config.eval_steps and step % self.config.eval_steps == 0):
-                        metrics |= self.evaluate()
+                    metrics = trainer.step(step, total)
+                    if step == total or (config.eval_steps and step % config.eval_steps == 0):
+                        metrics |= trainer.evaluate()
                     self._log({"step": step} | metrics)
                     if step == total or self._is_due(step):
-                        self._save(step, metrics.get("eval/loss"))
+                        self.save(step, metrics.get("eval/loss"))
             self.checkpoints.wait()
-            for pairs in (self.pairs, self.held_out):
-                pairs.close()
-            export_policy(self.job.out / "policy", self.model, self.config)
+            trainer.close()
+            export_policy(self.job.out / "policy", trainer.model, config)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Until a worker of an earlier run that was given up, and still writes, has ended."""
-        with FileLock(self.job.out / ".rank-0.lock") if self.rank == 0 else nullcontext():
+        with FileLock(self.job.out / ".rank-0.lock") if self.trainer.rank == 0 else nullcontext():
             dist.barrier()
             yield
 
     def _resume(self) -> int | None:
         """Take up the latest checkpoint, if there is one; its step."""
-        step = self.checkpoints.latest()
+        step, trainer = self.checkpoints.latest(), self.trainer
         if step is not None:
-            state = self.checkpoints.load(step, self.model, self.optimizer)
-            self.skipped, self.loss_state = state["skipped"], state["loss"]
-            torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["rng"]), dtype=torch.uint8))
-        if self.rank == 0:
+            trainer.restore(self.checkpoints.load(step, trainer.model, trainer.optimizer))
+        if trainer.rank == 0:
             self.metrics.rewind(-1 if step is None else step)
         self._saved_at = time.monotonic()
         return step
@@ -160,136 +90,20 @@ class Worker:
         resources = self.job.resources
         if resources.checkpoint_steps and step % resources.checkpoint_steps == 0:
             return True
-        late = torch.tensor(time.monotonic() - self._saved_at > 60 * resources.checkpoint_minutes, device=self.device)
+        seconds = time.monotonic() - self._saved_at
+        late = torch.tensor(seconds > 60 * resources.checkpoint_minutes, device=self.trainer.device)
         dist.broadcast(late, 0)
         if late.item():
             return True
         told, self._told = self._told, self.is_preempted()
         return self._told and not told  # once
 
-    def _save(self, step: int, held_out_loss: float | None) -> None:
-        state = {"skipped": self.skipped, "loss": self.loss_state, "rng": torch.get_rng_state().numpy().tobytes().hex()}
-        self.checkpoints.save(step, self.model, self.optimizer, state, held_out_loss)
+    def save(self, step: int, held_out_loss: float | None) -> None:
+        """Begin a checkpoint after `step`; it is written beside the training."""
+        trainer = self.trainer
+        self.checkpoints.save(step, trainer.model, trainer.optimizer, trainer.state(), held_out_loss)
         self._saved_at = time.monotonic()
 
-    def step(self, step: int, total: int) -> Metrics:
-        """One optimizer step on the pairs of `order.batch_at(step)`; its metrics are means over them."""
-        config, began = self.config, time.perf_counter()
-        rows = self.order.batch_at(step)
-        self.pairs.keep(self.order.parts_at(step))
-        step_loss, drift = self._step_loss(self.pairs, rows), RefDrift()
-        compares = step == 1 and config.loss.reference
-        self.watch.beat(step)
-        for work in step_loss.work:
-            loss, batch, token_logps = step_loss.learn(work)
-            # FSDP averages gradients over ranks; the loss is a mean over the pairs of the step.
-            (loss * self.world / config.global_batch).backward()
-            if compares:
-                drift += RefDrift.of(batch, token_logps)
-        checks = self._check_drift(drift) if compares else {}
-
-        lr = lr_at(step, total, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or float("inf"))
-        grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
-        seen, losses = step_loss.learned()
-        if losses.isfinite().all() and math.isfinite(grad_norm):
-            self.optimizer.step()
-            self.loss_state = step_loss.memory
-            means = report(seen, losses, config.loss)
-        else:
-            self._skip(step, rows[~losses.isfinite().cpu().numpy()])
-            means, grad_norm = {}, 0.0
-        self.optimizer.zero_grad()
-        tokens = step_loss.all_tokens()
-        seconds = time.perf_counter() - began
-        return means | checks | {
-            "batch": self.pairs.digest(rows),  # the same on any number of workers, and after any stop
-            "grad_norm": grad_norm,
-            "lr": lr,
-            "skipped": self.skipped,
-            "epoch": step * config.global_batch / len(self.pairs),
-            "pairs_per_second": config.global_batch / seconds,
-            "tokens_per_second": tokens / seconds,
-            "step_seconds": seconds,
-            "data_seconds": step_loss.data_seconds,  # of it, on rank 0, waiting for pairs
-            "peak_memory_gb": self._peak_memory(),
-        }  # fmt: skip
-
-    def _skip(self, step: int, bad: np.ndarray) -> None:
-        """Leave the weights as they are, and note the pairs. Raises ContractError past the limit."""
-        self.skipped += 1
-        pair_ids = self.pairs.ids(bad)
-        if self.rank == 0:
-            with (self.job.out / "skipped.jsonl").open("a") as lines:
-                lines.write(json.dumps({"step": step, "pairs": pair_ids}) + "\n")
-        if self.skipped > self.config.max_skipped_steps:
-            told = f"Pairs: {', '.join(pair_ids[:4])}" if pair_ids else "Every loss is finite, the gradient is not"
-            raise ContractError(
-                f"at step {step} the loss or the gradient is not finite, as in {self.skipped - 1} steps before, and "
-                f"train.max_skipped_steps is {self.config.max_skipped_steps}. {told}; all stand in "
-                f"{self.job.out / 'skipped.jsonl'}. Look at them, lower train.lr, or train in float32"
-            )
-
-    @torch.no_grad()
-    def evaluate(self) -> Metrics:
-        """Means over the held-out pairs, named eval/..; nothing where no pair is held out."""
-        if not len(self.held_out):
-            return {}
-        pairs, loss = np.arange(len(self.held_out)), self.config.loss
-        size = self.config.global_batch if loss.of_the_step else _EVALUATED_AT_ONCE
-        looks = [
-            self._step_loss(self.held_out, pairs[start : start + size], _WITHOUT_GRADIENTS).look()
-            for start in range(0, len(pairs), size)
-        ]
-        seen = [columns for columns, _ in looks]
-        whole = type(seen[0])(*map(torch.cat, zip(*seen, strict=True)))
-        losses = torch.cat([losses for _, losses in looks])
-        means = report(whole, losses, loss)
-        return {f"eval/{name}": value for name, value in means.items()}
-
-    def _step_loss(self, pairs: PairSet, rows: np.ndarray, larger: int = 1) -> StepLoss:
-        """The loss over `rows` of the pairs, in micro-batches that may be `larger` than those of training."""
-        max_tokens = larger * self.job.resources.max_tokens_per_microbatch
-        work = [
-            Work(
-                partial(self._batch, pairs, rows[share.rows]),
-                torch.from_numpy(share.rows).to(self.device),
-                torch.from_numpy(share.weights).to(self.device),
-            )
-            for share in shares(np.arange(len(rows)), pairs.lengths(rows), self.rank, self.world, max_tokens)
-        ]
-        return StepLoss(self.config.loss, self.model, work, len(rows), self.loss_state)
-
-    def _batch(self, pairs: PairSet, rows: np.ndarray) -> Batch:
-        self.watch.beat()
-        return Batch.of(pairs.read(rows), self.model, self.device)
-
-    def _check_drift(self, drift: RefDrift) -> Metrics:
-        gathered: list[RefDrift] = [drift] * self.world
-        dist.all_gather_object(gathered, drift)
-        drift = sum(gathered, RefDrift())
-        if self.config.starts_at_reference:
-            drift.check(self.config.ref_tolerance)
-        return {"check/ref_drift": drift.largest, "check/ref_drift_mean": drift.mean}
-
-    def _peak_memory(self) -> float:
-        """Largest over the ranks, in 1e9 bytes: resident memory, or memory allocated on the GPU."""
-        cuda = self.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        value = torch.tensor(float(peak), dtype=torch.float64, device=self.device)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-        return value.item() / 1e9
-
     def _log(self, metrics: Metrics) -> None:
-        if self.rank == 0:
+        if self.trainer.rank == 0:
             self.metrics.append(metrics)
-
-
-def identity_of(job: Job) -> dict[str, Any]:
-    """What a checkpoint must have been made from, to be taken up by `job`."""
-    inputs = {"pairs": job.pairs.manifest.fingerprint}
-    if job.logprobs is not None:
-        inputs["logprobs"] = job.logprobs.manifest.fingerprint
-    return {"config": job.config.model_dump(mode="json"), "inputs": inputs}

@@ -83,7 +83,8 @@ def make_worker(options: argparse.Namespace, work: Path, pairs: int) -> Any:
 
     from stages.artifacts import PreferencePairs, ReferenceLogprobs
     from stages.train.config import TrainConfig, TrainResources
-    from stages.train.worker import Job, Worker
+    from stages.train.job import Job
+    from stages.train.worker import Worker
 
     write_pairs(pairs, work, tokens=(120, 80, 80), part_rows=64)
     if "RANK" in os.environ:
@@ -101,18 +102,18 @@ def cost(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"without": [], "with": [], "copying": []}
     for _ in range(3):  # memory is touched for the first time
         step += 1
-        worker.step(step, 10**6)
-    worker._save(step, None)
+        worker.trainer.step(step, 10**6)
+    worker.save(step, None)
     worker.checkpoints.wait()
     for _ in range(options.rounds):
         for what in ("without", "with"):
             began = time.perf_counter()
             if what == "with":
-                worker._save(step, None)
+                worker.save(step, None)
                 seconds["copying"].append(time.perf_counter() - began)
             for _ in range(options.interval):
                 step += 1
-                worker.step(step, 10**6)
+                worker.trainer.step(step, 10**6)
             waited = time.perf_counter()
             worker.checkpoints.wait()
             seconds[what].append(time.perf_counter() - began)
@@ -123,7 +124,7 @@ def cost(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 def export(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     from stages.train.export import export_policy
 
-    worker, finished, most = make_worker(options, work, 64), Event(), [0.0]
+    trainer, finished, most = make_worker(options, work, 64).trainer, Event(), [0.0]
 
     def look() -> None:
         while not finished.wait(0.001):
@@ -132,7 +133,7 @@ def export(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what loading has left free would hide what the export takes
     looking, before = Thread(target=look), resident()
     looking.start()
-    export_policy(work / "policy", worker.model, worker.config, file_bytes=options.file_mb * 10**6)
+    export_policy(work / "policy", trainer.model, trainer.config, file_bytes=options.file_mb * 10**6)
     finished.set()
     looking.join()
     largest = max((path.stat().st_size for path in (work / "policy").glob("*.safetensors")), default=0)  # by rank 0

@@ -3,7 +3,7 @@
 Usage: python -m tests.benchmarks.train [--model FOLDER | --shape llama-3.2-1b] [--sets hh long] [--rounds 3]
 
 Every measurement is its own process, without Ray, that computes the reference log-probs first and then trains: TRL by
-../shared/peers/trl_dpo.py, ours by the torch scorer and the Worker of the train stage. Both see the pairs in the same
+../shared/peers/trl_dpo.py, ours by the torch scorer and the Trainer of the train stage. Both see the pairs in the same
 order, and speed is that of training alone. "hh": human preferences with long prompts and short answers; "long": those
 of the same set with the longest answers. FLOP/s count what the shared forward has to compute: 6 a weight and token, the
 head at completion tokens only, and attention without what its mask hides. Speed counts every step from the first; the
@@ -256,7 +256,8 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
     from stages.artifacts import PreferencePairs, ReferenceLogprobs
     from stages.train.config import TrainConfig, TrainResources
-    from stages.train.worker import Job, Worker
+    from stages.train.job import Job
+    from stages.train.trainer import Trainer
 
     reference_seconds = score(options)
     dist.init_process_group(
@@ -273,19 +274,19 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     out.mkdir()
     pairs, logprobs = PreferencePairs(options.work / "pairs"), ReferenceLogprobs(options.work / "logprobs")
     job = Job(config, TrainResources(**resources | options.resources), pairs, logprobs, out, options.max_length)
-    worker = Worker(job)
-    steps = len(worker.pairs) // config.global_batch
+    trainer = Trainer(job)
+    steps = len(trainer.pairs) // config.global_batch
     began = time.perf_counter()
-    metrics = [worker.step(step, steps) for step in range(1, steps + 1)]
+    metrics = [trainer.step(step, steps) for step in range(1, steps + 1)]
     seconds = time.perf_counter() - began
-    batches = [worker.order.batch_at(step) for step in range(1, steps + 1)]
-    tokens, flops = np.array([work_of(worker, rows) for rows in batches]).T
+    batches = [trainer.order.batch_at(step) for step in range(1, steps + 1)]
+    tokens, flops = np.array([work_of(trainer, rows) for rows in batches]).T
     step_seconds = config.global_batch / np.array([line["pairs_per_second"] for line in metrics])
     dist.destroy_process_group()
     gpu_peak = torch.cuda.max_memory_allocated() if on_gpu() else 0
     return {
         "reference_s": reference_seconds,
-        "train_pairs_per_s": len(worker.pairs) / seconds,
+        "train_pairs_per_s": len(trainer.pairs) / seconds,
         "tokens_per_s": tokens.sum() / seconds,
         "step_seconds": step_seconds.round(2).tolist(),
         "step_flops": float(np.median(flops / step_seconds)),
@@ -294,13 +295,13 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def work_of(worker: Any, rows: np.ndarray) -> tuple[int, float]:
+def work_of(trainer: Any, rows: np.ndarray) -> tuple[int, float]:
     """Tokens, and floating-point operations forward and backward, of some pairs."""
     from stages.train.batch import Batch
 
-    layout = Batch.of(worker.pairs.read(rows), worker.model, worker.device).layout
-    config, head = worker.model.causal_lm.config, worker.model.head
-    body = sum(weight.numel() for layer in worker.model.layers for weight in layer.parameters() if weight.ndim == 2)
+    layout = Batch.of(trainer.pairs.read(rows), trainer.model, trainer.device).layout
+    config, head = trainer.model.causal_lm.config, trainer.model.head
+    body = sum(weight.numel() for layer in trainer.model.layers for weight in layer.parameters() if weight.ndim == 2)
     seen = sum(
         q * k - q * (q - 1) // 2 for q, k in zip(layout.stretches.lengths, layout.stretches.contexts, strict=True)
     )

@@ -13,7 +13,7 @@ from conftest import ROOT, Project, make_project
 from moto.server import ThreadedMotoServer
 
 from pipeline import recipe as recipes
-from pipeline.runner import Step, plan
+from pipeline.plan import Step, plan
 from pipeline.store import Store
 from stages import storage
 from stages.artifacts import PolicyCheckpoint

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.train.config import TrainResources
-from stages.train.worker import Job
+from stages.train.job import Job
 
 
 def make(folder: Path, model: Path, trained: Project, address: str, steps: int, **resources: object) -> Project:
