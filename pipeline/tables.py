@@ -24,21 +24,23 @@ def print_plan(steps: list[Step], as_json: bool) -> None:
         return
     table = Table("stage", "state", "why", "path")
     for step in steps:
-        table.add_row(step.name, step.state, escape(step.why), str(step.folder))
+        table.add_row(step.name, step.state, escape(step.why), _near(step.folder))
     Console().print(table)
 
 
 def print_done(done: list[Done], console: Console) -> None:
-    table = Table("stage", "state", "rows or steps", "tokens", "seconds")
-    table.add_column("key figures", no_wrap=True)
-    table.add_column("path", overflow="fold")
+    table = Table("stage", "state", "rows or steps", "tokens", "seconds", "key figures")
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     for row in done:
         facts = row.step.manifest.facts
         count = f"{facts['steps']} steps" if "steps" in facts else f"{facts['pairs']} pairs"
         tokens = f"{facts['tokens']:,}" if "tokens" in facts else ""
-        figures, path = "\n".join(_key_figures(facts)), _near(row.step.folder)
-        table.add_row(row.step.name, row.state, count, tokens, f"{row.seconds:.1f}", figures, path)
+        figures = "\n".join(_key_figures(facts))
+        table.add_row(row.step.name, row.state, count, tokens, f"{row.seconds:.1f}", figures)
     console.print(table)
+    for row in done:
+        console.print(f"{row.step.name}: {_near(row.step.folder)}", soft_wrap=True, highlight=False)
     for row in done:
         if warning := row.step.manifest.facts.get("calibration", {}).get("warning"):
             console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)

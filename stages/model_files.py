@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stages.errors import RecipeError
+
 # Of a model folder, what decides how text becomes token ids. Other weights do not change the pairs.
 TOKENIZER_FILES = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges", "spiece")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
@@ -33,6 +35,16 @@ def max_positions(name: str) -> int | None:
     """The longest sequence the model can take, in tokens; None where its config states no limit (ALiBi, say)."""
     config = _text_config(name)
     return next((config[key] for key in _CONTEXT_KEYS if config.get(key)), None)
+
+
+def check_fits(name: str, longest: int) -> None:
+    """Raises RecipeError where the model cannot take a sequence of `longest` tokens."""
+    limit = max_positions(name)
+    if limit is not None and longest > limit:
+        raise RecipeError(
+            f"{name} takes at most {limit} tokens (its config.json), but sequences have up to {longest}. "
+            f"Set shard.max_length to {limit} or less, or use a model with a longer context"
+        )
 
 
 def _text_config(name: str) -> dict[str, Any]:

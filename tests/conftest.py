@@ -26,9 +26,14 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a hub
-os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # how long a run that has ended is waited for
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",  # no test may depend on a hub
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how long a run that has ended is waited for
+    # Worker processes that have imported what a stage needs are kept for the next test, not for a second.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    "RAY_num_workers_soft_limit": "8",
+}
 
 
 def make_tokenizer(folder: Path, chat_template: str | None = CHATML) -> None:

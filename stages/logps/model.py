@@ -14,7 +14,7 @@ from stages.logps import attention
 from stages.logps.head import Head, LogitRule
 from stages.logps.layout import ROUND, Ids, Layout, pack, pad
 from stages.logps.linear import Linear
-from stages.model_files import max_positions, split_revision
+from stages.model_files import check_fits, split_revision
 
 _PROBE = [([1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12]), ([5], [3, 4, 2], [3, 7])]
 _log = logging.getLogger("raydpo")
@@ -111,15 +111,6 @@ def wrap(causal_lm: PreTrainedModel, name: str) -> PairLogprobs:
         )
     _log.warning("%s: the two sequences of a pair are computed apart, because %s", name, reason)
     return model
-
-
-def check_fits(name: str, longest: int) -> None:
-    limit = max_positions(name)
-    if limit is not None and longest > limit:
-        raise RecipeError(
-            f"{name} takes at most {limit} tokens (its config.json), but sequences have up to {longest}. "
-            f"Set shard.max_length to {limit} or less, or use a model with a longer context"
-        )
 
 
 def _check_rotary(config: PreTrainedConfig, name: str, longest: int) -> None:

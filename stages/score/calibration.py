@@ -17,7 +17,6 @@ from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.errors import ContractError
 from stages.score.config import Acceptance, ScoreConfig, ScoreResources
-from stages.score.torch_scorer import TorchScorer
 
 _PARTS = 16  # at most so many are read for the sample
 _START = 4  # tokens of a completion that are its start
@@ -105,6 +104,8 @@ def judge(found: Differences, accept: Acceptance, exact: bool) -> dict[str, Any]
 def _measure(
     config: ScoreConfig, pairs: PreferencePairs, logprobs: ReferenceLogprobs, resources: ScoreResources, longest: int
 ) -> Differences:
+    from stages.score.torch_scorer import TorchScorer  # seconds, which the driver need not spend
+
     accept = config.accept
     sample, scored = _sample(pairs, logprobs, accept.calibration_pairs)
     live = TorchScorer(config.model_copy(update={"dtype": accept.dtype_of(config.dtype)}), resources, longest)

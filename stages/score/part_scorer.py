@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +24,10 @@ from stages.errors import ContractError, RecipeError, is_disk_full
 from stages.score.attempts import Attempts
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.score.known import KnownLogprobs
-from stages.score.torch_scorer import TorchScorer
-from stages.score.vllm_scorer import VllmScorer
+
+if TYPE_CHECKING:
+    from stages.score.torch_scorer import TorchScorer
+    from stages.score.vllm_scorer import VllmScorer
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,13 @@ class PartScorer:
         self._engine_thread = ThreadPoolExecutor(1, "engine")
 
     @cached_property
-    def scorer(self) -> TorchScorer | VllmScorer:
+    def scorer(self) -> "TorchScorer | VllmScorer":
         """The engine, made at the first pairs to score: an error of __init__ would reach the driver as mere text."""
         job, starts = self.job, engine_starts(self.job)
         if len(said := starts.failed("start")) >= job.resources.actors * (1 + starts.limit):
             raise RecipeError(f"the engine for {job.config.model} died {len(said)} times while it started: {said[-1]}")
-        scorer = VllmScorer if job.config.backend == "vllm" else TorchScorer
         with starts.attempt("start"):
-            made = scorer(job.config, job.resources, job.longest)
+            made = _engine(job)
         starts.forget()
         return made
 
@@ -82,7 +83,9 @@ class PartScorer:
         known = self.job.known.find(part, self.parts, pairs)
         new = pairs.filter(pc.invert(pc.is_in(pairs["pair_id"], known["pair_id"])))
         attempts = Attempts(self.job.out / ".attempts" / part, self.job.resources.attempts)
-        computed, seconds = self._engine_thread.submit(self._timed_score, new, attempts, part).result()
+        computed, seconds = schema.logprobs_schema(pairs).empty_table(), 0.0
+        if len(new):
+            computed, seconds = self._engine_thread.submit(self._timed_score, new, attempts, part).result()
         scored = _in_order(pa.concat_tables([known, computed]), pairs)
         check_covers(scored, pairs, f"the log-probs just scored for {part}")
         report = {
@@ -109,8 +112,6 @@ class PartScorer:
 
     def _score(self, pairs: pa.Table, attempts: Attempts, part: str) -> pa.Table:
         """Rows of log-probs for `pairs`, all in one go: so the values do not depend on what failed before."""
-        if not len(pairs):
-            return schema.logprobs_schema(pairs).empty_table()
         scorer = self.scorer
         if len(attempts.failed("whole")) >= attempts.limit:
             for rows in attempts.search(range(len(pairs))):
@@ -146,6 +147,17 @@ class PartScorer:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
+
+
+def _engine(job: Job) -> "TorchScorer | VllmScorer":
+    # Imported here: they take seconds, and the driver, which names this module, needs neither.
+    if job.config.backend == "vllm":
+        from stages.score.vllm_scorer import VllmScorer
+
+        return VllmScorer(job.config, job.resources, job.longest)
+    from stages.score.torch_scorer import TorchScorer
+
+    return TorchScorer(job.config, job.resources, job.longest)
 
 
 def _in_order(logprobs: pa.Table, pairs: pa.Table) -> pa.Table:

@@ -14,7 +14,7 @@ from stages import schema, storage
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.errors import ContractError, out_of_ray
-from stages.logps.model import check_fits
+from stages.model_files import check_fits
 from stages.progress import Progress, Silent
 from stages.score.calibration import calibrate
 from stages.score.config import ScoreConfig, ScoreResources

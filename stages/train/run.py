@@ -6,13 +6,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_preemption_info
 from ray.train.torch import TorchTrainer
 
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.cpu_environment import CPU_ENVIRONMENT
-from stages.errors import ContractError, MissingArtifact, out_of_ray
-from stages.logps.model import check_fits
+from stages.errors import ContractError, MissingArtifact, is_for_users, out_of_ray
+from stages.model_files import check_fits
 from stages.progress import Progress, Silent
 from stages.train.config import Elastic, TrainConfig, TrainResources
 from stages.train.follower import Follower
@@ -20,7 +21,6 @@ from stages.train.job import Job
 from stages.train.metrics_log import Metrics
 from stages.train.refusal import Refusal
 from stages.train.shares import num_steps
-from stages.train.worker import train_worker
 
 
 def train(
@@ -108,6 +108,24 @@ def _fit(job: Job, steps: int, progress: Progress) -> None:
     following.result()
     refusal.reraise()
     shutil.rmtree(scratch)
+
+
+def train_worker(loop_config: dict[str, Job]) -> None:
+    """Train the run of `loop_config["job"]`, from its latest checkpoint on. Ray Train calls it on every worker."""
+    # Not at the top: it takes seconds, and neither the driver nor Ray Train's controller needs it.
+    from stages.train.worker import Worker
+
+    job = loop_config["job"]
+    refusal = Refusal(job.out)
+    if refusal.stands:
+        return  # Ray starts again what no restart mends; the driver raises it
+    try:
+        Worker(job, is_preempted=lambda: get_preemption_info() is not None).run()
+    except Exception as error:
+        if not is_for_users(error):
+            raise
+        refusal.keep(error)
+        dist.destroy_process_group()  # ranks that wait for this one fail now
 
 
 def _facts(metrics: list[Metrics], steps: int, pairs: int) -> dict[str, Any]:

@@ -8,32 +8,13 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock
 
-from stages.errors import is_for_users
 from stages.train.checkpoints import Checkpoints
 from stages.train.export import export_policy
 from stages.train.job import Job
 from stages.train.metrics_log import Metrics, MetricsLog
-from stages.train.refusal import Refusal
 from stages.train.shares import num_steps
 from stages.train.trainer import Trainer
 from stages.train.watch import Watch
-
-
-def train_worker(loop_config: dict[str, Job]) -> None:
-    """Train the run of `loop_config["job"]`, from its latest checkpoint on. Ray Train calls it on every worker."""
-    from ray.train import get_preemption_info
-
-    job = loop_config["job"]
-    refusal = Refusal(job.out)
-    if refusal.stands:
-        return  # Ray starts again what no restart mends; the driver raises it
-    try:
-        Worker(job, is_preempted=lambda: get_preemption_info() is not None).run()
-    except Exception as error:
-        if not is_for_users(error):
-            raise
-        refusal.keep(error)
-        dist.destroy_process_group()  # ranks that wait for this one fail now
 
 
 class Worker:

@@ -26,15 +26,13 @@ from threading import Event, Thread
 from typing import Any
 
 from stages.cpu_environment import CPU_ENVIRONMENT
-from tests.benchmarks.scale import write_pairs
-from tests.benchmarks.train import last_line
-
-ROOT = Path(__file__).parents[2]
+from tests.benchmarks.inputs import MODEL, ROOT, random_pairs
+from tests.benchmarks.process import last_line
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / ".models" / "SmolLM2-135M-Instruct")
+    parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--interval", type=int, default=20)
     parser.add_argument("--file-mb", type=int, default=200)
@@ -86,7 +84,7 @@ def make_worker(options: argparse.Namespace, work: Path, pairs: int) -> Any:
     from stages.train.job import Job
     from stages.train.worker import Worker
 
-    write_pairs(pairs, work, tokens=(120, 80, 80), part_rows=64)
+    random_pairs(work, pairs, tokens=(120, 80, 80), rows_per_part=64)
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     else:

@@ -14,11 +14,11 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 from typing import Any
 
 from stages.cpu_environment import CPU_ENVIRONMENT
+from tests.benchmarks.process import last_line
 
 BASE = {"vocabulary": 49152, "length": 512, "pairs": 4}
 AXES = {"vocabulary": [16384, 49152, 131072, 262144], "length": [256, 512, 1024, 2048], "pairs": [1, 4, 16]}
@@ -55,8 +55,7 @@ def measure(size: dict[str, int], options: argparse.Namespace, reference: bool) 
     command = [sys.executable, "-m", "tests.benchmarks.memory", "--one", wanted]
     peaks = []
     for _ in range(options.rounds):
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | CPU_ENVIRONMENT)
-        peaks.append(json.loads(done.stdout.splitlines()[-1])["peak_gb"])
+        peaks.append(last_line(command, os.environ | CPU_ENVIRONMENT)["peak_gb"])
     return round(statistics.median(peaks), 3)
 
 

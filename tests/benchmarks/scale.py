@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import statistics
 import sys
 import tempfile
@@ -26,20 +25,17 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-import numpy as np
-
 from stages.cpu_environment import CPU_ENVIRONMENT
-from tests.benchmarks.score import tiny_model
-from tests.benchmarks.train import last_line
+from tests.benchmarks.inputs import MODEL, copy_tokenizer, random_pairs, tiny_model
+from tests.benchmarks.process import last_line
 
-ROOT = Path(__file__).parents[2]
 ROWS = 10_000  # of a part
 FAR = 50_000  # a step
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / ".models" / "SmolLM2-135M-Instruct")
+    parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--growth", type=integers, default=[2048, 8192, 32768])
     parser.add_argument("--sets", type=integers, default=[125_000, 2_000_000])
@@ -62,7 +58,7 @@ def integers(text: str) -> list[int]:
 def workers(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     if not options.steps:
         return {}
-    write_pairs(8 * options.steps, work / "few", tokens=(120, 80, 80), part_rows=64)
+    random_pairs(work / "few", 8 * options.steps, tokens=(120, 80, 80), rows_per_part=64)
     seconds = {}
     for count in (1, 2):
         config = {"policy": str(options.model), "global_batch": 8, "max_steps": options.steps}
@@ -78,7 +74,7 @@ def growth(options: argparse.Namespace, tiny: Path, work: Path) -> dict[str, Any
     found = []
     for count in options.growth:
         pairs = work / f"growth-{count}"
-        write_pairs(count, pairs, tokens=(40, 30, 30), part_rows=256)
+        random_pairs(pairs, count, tokens=(40, 30, 30), rows_per_part=256)
         config = {"policy": str(tiny), "global_batch": 64, "shuffle_window": options.growth[0]}
         each = measure(pairs, work / f"grown-{count}", config, {})
         found.append({"pair_ms": 1e3 * sum(each["step_seconds"][1:]) / (count - 64), "gb": each["worker_gb"]})
@@ -96,7 +92,7 @@ def start(options: argparse.Namespace, tiny: Path, work: Path) -> dict[str, Any]
     config = {"policy": str(tiny), "global_batch": 8, "epochs": 99}
     for count in options.sets:
         pairs, out = work / f"set-{count}", work / f"started-{count}"
-        write_pairs(count, pairs, tokens=(16, 12, 12), part_rows=ROWS)
+        random_pairs(pairs, count, tokens=(16, 12, 12), rows_per_part=ROWS)
         found.append(measure(pairs, out, config | {"max_steps": 3}, {}))
         say(f"{count} pairs", found[-1])
     move_checkpoint(out / "checkpoints", config | {"max_steps": FAR + 3})
@@ -175,40 +171,6 @@ def steps_of(log: Path) -> set[int]:
     return {line["step"] for line in read(log)}
 
 
-def write_pairs(count: int, work: Path, tokens: tuple[int, int, int], part_rows: int) -> None:
-    """Random ids and log-probs, with the manifests that the stage reads."""
-    import pyarrow as pa
-
-    from stages import schema
-    from stages.artifacts import Manifest
-
-    chance, sides = np.random.default_rng(0), ("prompt", *schema.PAIR_SIDES)
-
-    def lists(values: np.ndarray) -> pa.ListArray:
-        rows, width = values.shape
-        return pa.ListArray.from_arrays(np.arange(0, rows * width + 1, width, dtype=np.int32), pa.array(values.ravel()))
-
-    for part, start in enumerate(range(0, count, part_rows)):
-        rows = min(part_rows, count - start)
-        ids = pa.array([f"{number:032x}" for number in range(start, start + rows)])
-        columns = {"pair_id": ids, "split": pa.array(["train"] * rows)}
-        for side, width in zip(sides, tokens, strict=True):
-            columns[f"{side}_ids"] = lists(chance.integers(5, 500, (rows, width), np.int32))
-        columns |= {"margin": pa.nulls(rows, pa.float64()), "source": pa.array(["-"] * rows)}
-        columns["source_row"] = pa.array(np.arange(start, start + rows))
-        name = f"part-{part:05d}.parquet"
-        schema.write_part(pa.table(columns, schema=schema.PAIRS), work / "pairs" / name)
-        logps = {side: -chance.random((rows, width), np.float32) for side, width in zip(sides, tokens, strict=True)}
-        scored = {"pair_id": ids, "error": pa.nulls(rows, pa.string())}
-        scored |= {f"ref_{side}_logps": pa.array(logps[side].sum(1).astype(float)) for side in schema.PAIR_SIDES}
-        scored |= {f"ref_{side}_token_logps": lists(logps[side]) for side in schema.PAIR_SIDES}
-        schema.write_part(pa.table(scored, schema=schema.LOGPROBS), work / "logprobs" / name)
-    facts = {"pairs": count, "train": count, "eval": 0, "longest": tokens[0] + max(tokens[1:]), "tokens": 0}
-    Manifest("shard", "0" * 64, {}, [], facts, {}).write(work / "pairs")
-    unscored = {"unscored": {"train": 0, "eval": 0}}
-    Manifest("score", "1" * 64, {"inputs": {"pairs": "0" * 64}}, [], unscored, {}).write(work / "logprobs")
-
-
 def move_checkpoint(folder: Path, config: dict[str, Any]) -> None:
     """What was saved after the third step, as if it had been step 50,000 of a longer run."""
     saved = folder / "step-00000003"
@@ -217,12 +179,6 @@ def move_checkpoint(folder: Path, config: dict[str, Any]) -> None:
     meta["identity"]["config"] |= config
     (saved / "meta.json").write_text(json.dumps(meta))
     saved.rename(folder / f"step-{FAR:08d}")
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    for path in source.iterdir():
-        if path.name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "chat_template")):
-            shutil.copy(path, target)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Scoring speed beside TRL's precompute and transformers; what Ray costs; and growth with the number of pairs.
 
-Usage: python -m tests.benchmarks.score [--rounds 3] [--pairs 48] [--stage-pairs 2000] [--stage-backend torch]
+Usage: python -m tests.benchmarks.score [--rounds 3] [--pairs 48] [--stage-pairs 2000] [--stage-backend vllm]
                                         [--growth 1000 4000 16000]
 
 Every measurement is its own process. First, on some HH pairs, taking turns: the torch scorer, the vLLM scorer (their
@@ -23,10 +23,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stages.cpu_environment import CPU_ENVIRONMENT
-from tests.benchmarks.train import DATA, MODEL, PEER, last_line, make_triples
+from tests.benchmarks.inputs import HH, MODEL, hh_pairs, random_pairs, tiny_model
+from tests.benchmarks.process import last_line
+from tests.benchmarks.train import PEER
 
 SYSTEMS = ("torch", "vllm", "transformers", "trl")
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=48)
     parser.add_argument("--stage-pairs", type=int, default=2000)
-    parser.add_argument("--stage-backend", choices=["torch", "vllm"], default="torch")
+    parser.add_argument("--stage-backend", choices=["torch", "vllm"], default="vllm")
     parser.add_argument("--growth", type=int, nargs="*", default=[1000, 4000, 16000])
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--do", help=argparse.SUPPRESS)
@@ -45,8 +45,8 @@ def main() -> None:
     if options.do:
         print(json.dumps(DO[options.do](options)))
         return
-    if not DATA.exists():
-        sys.exit(f"skipped: the preference pairs are not here ({DATA})")
+    if not HH.exists():
+        sys.exit(f"skipped: the preference pairs are not here ({HH})")
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-score-") as scratch:
         if options.rounds:
@@ -119,7 +119,9 @@ def growth(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     options.model, options.stage_backend = tiny_model(scratch / "tiny"), "torch"
     found = []
     for count in options.growth:
-        found.append(measure("stage", options, random_pairs(count, scratch / str(count))))
+        work = scratch / str(count)
+        random_pairs(work, count, tokens=(34, 33, 33), rows_per_part=500, scored=False)
+        found.append(measure("stage", options, work))
         last = found[-1]
         print(
             f"{count} pairs: {last['seconds']:.1f} s, driver {last['driver_gb']:.2f} GB, "
@@ -142,25 +144,11 @@ def measure(what: str, options: argparse.Namespace, work: Path) -> dict[str, Any
 
 
 def prepare(options: argparse.Namespace, count: int, work: Path) -> Path:
+    """Write HH pairs, and their triples as text for TRL."""
     work.mkdir()
-    make_triples("hh", count, argparse.Namespace(model=options.model, max_length=512, batch=4, work=work))
-    split(work, parts=max(1, count // 125))
+    triples = hh_pairs(work, options.model, count, max_length=512, parts=max(1, count // 125))
+    (work / "triples.jsonl").write_text("".join(json.dumps(vars(triple)) + "\n" for triple in triples))
     return work
-
-
-def split(work: Path, parts: int) -> None:
-    """Cut the one part that make_triples writes into several, and add the manifest that the stage reads."""
-    import pyarrow.parquet as pq
-
-    from stages import schema
-    from stages.artifacts import Manifest
-
-    folder = work / "pairs"
-    table = pq.read_table(folder / "part-00000.parquet")
-    for number in range(parts):
-        schema.write_part(table.take(np.arange(number, len(table), parts)), folder / f"part-{number:05d}.parquet")
-    facts = {"pairs": len(table), "longest": 512, "tokens": 0}
-    Manifest("shard", "0" * 64, {}, [], facts, {}).write(folder)
 
 
 def tables(work: Path) -> Iterator[Any]:
@@ -243,35 +231,6 @@ def run_stage(options: argparse.Namespace) -> dict[str, Any]:
     actor = max(each["peak_memory_gb"] for each in facts["actors"].values())
     driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     return {"seconds": seconds, "driver_gb": driver, "actor_gb": actor}
-
-
-def tiny_model(folder: Path) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=1024, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-def random_pairs(count: int, work: Path) -> Path:
-    """Pairs of 50 to 150 tokens, 500 a part."""
-    import pyarrow as pa
-
-    from stages import schema
-
-    chance = np.random.default_rng(0)
-    rows, sides = [], ("prompt", "chosen", "rejected")
-    for i in range(count):
-        ids = {f"{side}_ids": chance.integers(5, 500, chance.integers(17, 50)) for side in sides}
-        rows.append({"pair_id": f"{i:032x}", "split": "train", "source": "-", "source_row": i} | ids)
-    schema.write_part(pa.Table.from_pylist(rows, schema=schema.PAIRS), work / "pairs" / "part-00000.parquet")
-    split(work, parts=count // 500)
-    return work
 
 
 def matmul_peak(options: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001

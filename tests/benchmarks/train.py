@@ -13,13 +13,11 @@ instead ("linear_peak_share"). Prints a line a measurement, then one JSON object
 """
 
 import argparse
-import gzip
 import json
 import os
 import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,10 +28,9 @@ from typing import Any
 import numpy as np
 
 from stages.cpu_environment import CPU_ENVIRONMENT
+from tests.benchmarks.inputs import HH, MODEL, ROOT, finish_logprobs, hh_pairs
+from tests.benchmarks.process import last_line
 
-ROOT = Path(__file__).parents[2]
-MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct"
-DATA = ROOT.parent / "shared" / "data" / "hh_harmless-base_test.jsonl.gz"
 PEER = ROOT.parent / "shared" / "peers" / "trl_dpo.py"
 SHAPES = {  # hidden, feed-forward, layers, heads, key-value heads, tied
     "llama-3.2-1b": (2048, 8192, 16, 32, 8, True),
@@ -63,8 +60,8 @@ def main() -> None:
     if options.do:
         print(json.dumps({"train": train, "peak": peak}[options.do](options)))
         return
-    if not DATA.exists():
-        sys.exit(f"skipped: the preference pairs are not here ({DATA})")
+    if not HH.exists():
+        sys.exit(f"skipped: the preference pairs are not here ({HH})")
     with tempfile.TemporaryDirectory(prefix="bench-train-") as scratch:
         if options.shape:
             options.model = random_model(options, Path(scratch) / "model")
@@ -72,7 +69,7 @@ def main() -> None:
         for name, count in zip(options.sets, options.pairs, strict=False):
             options.work = Path(scratch) / name
             options.work.mkdir()
-            make_triples(name, count, options)
+            prepare(name, count, options)
             results[name] = compare(name, count, options)
     print(json.dumps(results))
 
@@ -140,57 +137,16 @@ def run_peer(count: int, options: argparse.Namespace) -> dict[str, Any] | None:
     return last_line(command, os.environ | {"HF_HUB_OFFLINE": "1"})
 
 
-def last_line(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
-
-
-def make_triples(name: str, count: int, options: argparse.Namespace) -> None:
-    """Write the pairs' artifact, one part, and the same triples as text for TRL in the order of our steps."""
-    import pyarrow as pa
-
-    from stages import schema
-    from stages.artifacts import Manifest
-    from stages.shard.config import Columns, ShardConfig
-    from stages.shard.tokenization import Rejected, load_tokenizer, tokenize
-    from stages.shard.triple import Malformed, parse
+def prepare(name: str, count: int, options: argparse.Namespace) -> None:
+    """Write the pairs, and the same triples as text for TRL, in the order of our steps."""
     from stages.train.order import Order
 
-    tokenizer = load_tokenizer(str(options.model))
-    config = ShardConfig(source="-", tokenizer="-", max_length=options.max_length, truncation="drop")
-    found = []
-    with gzip.open(DATA, "rt", encoding="utf-8") as lines:
-        for row, line in enumerate(lines):
-            try:
-                triple = parse(line, "hh", Columns())
-                found.append((row, triple, tokenize(triple, tokenizer, config)))
-            except (Malformed, Rejected):
-                continue
-    if name == "long":
-        found.sort(key=lambda each: -min(len(each[2].chosen_ids), len(each[2].rejected_ids)))
-    found = found[:count]
-    rows = [
-        {
-            "pair_id": pair.pair_id,
-            "split": "train",
-            "prompt_ids": pair.prompt_ids,
-            "chosen_ids": pair.chosen_ids,
-            "rejected_ids": pair.rejected_ids,
-            "source": DATA.name,
-            "source_row": row,
-        }
-        for row, _, pair in found
-    ]
-    schema.write_part(pa.Table.from_pylist(rows, schema=schema.PAIRS), options.work / "pairs" / "part-00000.parquet")
-    Manifest("shard", "0" * 64, {}, [], {"pairs": count}, {}).write(options.work / "pairs")
+    triples = hh_pairs(options.work, options.model, count, options.max_length, longest_answers=name == "long")
     global_batch = 2 * options.batch
     order = Order(np.array([count]), 0, global_batch, count)
     with (options.work / "triples.jsonl").open("w") as lines:
         for i in np.concatenate([order.batch_at(step) for step in range(1, count // global_batch + 1)]):
-            lines.write(json.dumps(vars(found[i][1])) + "\n")
+            lines.write(json.dumps(vars(triples[i])) + "\n")
 
 
 def random_model(options: argparse.Namespace, folder: Path) -> Path:
@@ -234,7 +190,7 @@ def score(options: argparse.Namespace) -> float:
     import pyarrow as pa
 
     from stages import schema
-    from stages.artifacts import Manifest, PreferencePairs
+    from stages.artifacts import PreferencePairs
     from stages.score.config import ScoreConfig, ScoreResources
     from stages.score.torch_scorer import TorchScorer
 
@@ -246,7 +202,7 @@ def score(options: argparse.Namespace) -> float:
     schema.write_part(
         schema.logprobs_table(table, scorer.token_logps(table)), options.work / "logprobs" / pairs.parts[0]
     )
-    Manifest("score", "1" * 64, {}, [], {}, {}).write(options.work / "logprobs")
+    finish_logprobs(options.work)
     return time.perf_counter() - began
 
 

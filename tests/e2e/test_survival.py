@@ -124,7 +124,9 @@ def checkpoints_of(folder: Path) -> list[str]:
 @pytest.fixture
 def nodes() -> Iterator[Cluster]:
     """A cluster whose head has no room for workers."""
-    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0}
+    # It takes a node for dead sooner than after Ray's 15 seconds.
+    config = {"health_check_period_ms": 500, "health_check_initial_delay_ms": 1000}
+    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, "_system_config": config}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     cluster.shutdown()
