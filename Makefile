@@ -33,16 +33,16 @@ bench-checkpoint: .venv/.dev $(MODEL)  ## what checkpoints cost training, and th
 bench-memory: .venv/.dev  ## peak memory of a training step against vocabulary, length and pairs
 	$(BIN)/python -m tests.benchmarks.memory
 
-# torch first and by itself, with its own needs; then everything else exactly as locked. What is imported is compiled then.
+# torch first and by itself, with its own needs; then everything else exactly as locked.
 .venv/.runtime: infra/requirements/cpu.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps -r infra/requirements/cpu.txt
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r infra/requirements/cpu.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv/.dev: .venv/.runtime infra/requirements/dev.txt
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps -r infra/requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r infra/requirements/dev.txt
 	touch $@
 
 $(MODEL): | .venv/.runtime
