@@ -24,10 +24,10 @@ from stages.errors import ContractError, RecipeError, is_disk_full
 from stages.score.attempts import Attempts
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.score.known import KnownLogprobs
+from stages.score.vllm_scorer import VllmScorer
 
 if TYPE_CHECKING:
     from stages.score.torch_scorer import TorchScorer
-    from stages.score.vllm_scorer import VllmScorer
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,9 @@ class PartScorer:
 
 
 def _engine(job: Job) -> "TorchScorer | VllmScorer":
-    # Imported here: they take seconds, and the driver, which names this module, needs neither.
     if job.config.backend == "vllm":
-        from stages.score.vllm_scorer import VllmScorer
-
         return VllmScorer(job.config, job.resources, job.longest)
+    # Not at the top: it takes seconds, and the driver, which names this module, has no use for it.
     from stages.score.torch_scorer import TorchScorer
 
     return TorchScorer(job.config, job.resources, job.longest)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from stages import schema
 from stages.artifacts import Manifest
+from stages.model_files import is_tokenizer_file
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct"
@@ -113,5 +114,5 @@ def tiny_model(folder: Path) -> Path:
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     for path in source.iterdir():
-        if path.name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "chat_template")):
+        if is_tokenizer_file(path.name):
             shutil.copy(path, target)
