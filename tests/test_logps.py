@@ -176,9 +176,9 @@ def test_what_both_sequences_start_with_stands_once() -> None:
     assert layout.targets.tolist() == [8, 9, 1, 8, 2, 3, 1]
     assert layout.sources.tolist() == [2, 3, 4, 2, 3, 5, 6]
     assert layout.owners.tolist() == [0, 0, 0, 1, 1, 1, 1]
-    assert layout.stretches.lengths == (4, 1, 2)
-    assert layout.stretches.contexts == (4, 5, 6)
-    assert layout.stretches.context.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 2, 3, 5, 6]
+    assert layout.stretches.lengths == (5, 2)
+    assert layout.stretches.contexts == (5, 6)
+    assert layout.stretches.context.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 5, 6]
 
 
 def test_sums_are_over_each_completion() -> None:

@@ -9,9 +9,10 @@ from conftest import Project
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
-from stages.errors import ContractError
+from stages.errors import ContractError, RecipeError
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.score.run import score
+from stages.score.torch_scorer import TorchScorer
 
 
 def all_token_logps(folder: Path) -> np.ndarray:
@@ -31,6 +32,24 @@ def test_vllm_loads_the_trained_policy_and_agrees_with_torch(trained: Project, t
     reference = all_token_logps(steps["score"].folder)
     assert np.abs(vllm - torch).max() < 1e-4
     assert np.abs(torch - reference).max() > 1e-2  # it is the trained policy that was scored
+
+
+def test_compiled_layers_compute_the_same(trained: Project, tiny_model: Path) -> None:
+    pairs = PreferencePairs(trained.plan()["shard"].folder)
+    table, config = pairs.read(pairs.parts[0]), ScoreConfig(model=str(tiny_model), backend="torch", dtype="float32")
+    plain, compiled = (
+        TorchScorer(config, ScoreResources(compile=each, max_tokens_per_batch=200), 64) for each in (False, True)
+    )
+    expected, found = (np.concatenate(scorer.token_logps(table)) for scorer in (plain, compiled))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert all(layer._compiled_call_impl for layer in compiled.model.layers)
+
+
+def test_compiling_without_a_compiler_is_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    config = ScoreConfig(model=str(tiny_model), backend="torch", dtype="float32")
+    with pytest.raises(RecipeError, match=r"needs a C\+\+ compiler on every node, and no-such-compiler is not there"):
+        TorchScorer(config, ScoreResources(compile=True), 64)
 
 
 def test_a_rerun_makes_only_what_is_missing(trained: Project, tmp_path: Path) -> None:

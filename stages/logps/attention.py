@@ -99,14 +99,14 @@ def _one_by_one(
         key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1) for tensor in (key, value))
     queries, keys, values = (tensor.split(stretches.lengths, dim=2) for tensor in (query, key, value))
     outputs = []
-    for i, other in enumerate(stretches.before):
+    for i, shared in enumerate(stretches.shared):
         q, k, v = queries[i], keys[i], values[i]
-        if other is not None:
-            k, v = torch.cat([keys[other], k], 2), torch.cat([values[other], v], 2)
+        if shared:
+            k, v = (torch.cat([each[i - 1][:, :, :shared], each[i]], 2) for each in (keys, values))
         if softcap is not None:
             output = _soft_capped(q, k, v, _mask(stretches, q, k, window), scaling, softcap)
         else:
-            whole = other is None and (window is None or window >= k.shape[2])
+            whole = not shared and (window is None or window >= k.shape[2])
             mask = None if whole else _mask(stretches, q, k, window)
             output = scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=whole, scale=scaling, enable_gqa=grouped

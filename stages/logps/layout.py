@@ -13,14 +13,15 @@ ROUND = 64  # oneDNN keeps up to a megabyte for each number of rows that it has 
 
 @dataclass(frozen=True)
 class Stretches:
-    """A row of T tokens cut into stretches; one attends, causally, to its context: a stretch before it, and itself.
+    """A row of T tokens cut into stretches; one attends, causally, to its context: a start of the stretch before it,
+    and itself.
 
-    A pair has up to three: its trunk (the prompt, and what the completions have in common at their start), the rest of
-    chosen and the rest of rejected. The context of each of the two is the trunk and itself.
+    A pair has up to two: the sequence of chosen, which attends to itself alone, and the rest of rejected, whose context
+    starts with the trunk (the prompt, and what the completions have in common at their start).
     """
 
     lengths: tuple[int, ...]  # of the stretches, in the order of the row
-    before: tuple[int | None, ...]  # the stretch that each one's context starts with, by its number
+    shared: tuple[int, ...]  # tokens of the stretch before it that each one's context starts with
     contexts: tuple[int, ...]  # lengths of their contexts
     context: torch.Tensor  # [sum of contexts] int64, positions in the row, stretch after stretch
     length_ends: torch.Tensor  # [stretches + 1] int32, cumulative, from 0: what variable-length kernels want
@@ -28,11 +29,11 @@ class Stretches:
     masks: dict[Any, torch.Tensor] = field(default_factory=dict)  # made by attention on first use, shared by all layers
 
     @classmethod
-    def of(cls, lengths: Sequence[int], before: Sequence[int | None]) -> "Stretches":
+    def of(cls, lengths: Sequence[int], shared: Sequence[int]) -> "Stretches":
         own = torch.arange(sum(lengths)).split(list(lengths))
-        contexts = [own[i] if other is None else torch.cat([own[other], own[i]]) for i, other in enumerate(before)]
+        contexts = [torch.cat([own[i - 1][:count], own[i]]) if count else own[i] for i, count in enumerate(shared)]
         sizes = [len(context) for context in contexts]
-        return cls(tuple(lengths), tuple(before), tuple(sizes), torch.cat(contexts), _ends(lengths), _ends(sizes))
+        return cls(tuple(lengths), tuple(shared), tuple(sizes), torch.cat(contexts), _ends(lengths), _ends(sizes))
 
 
 @dataclass(frozen=True)
@@ -89,35 +90,27 @@ def pack(pairs: Sequence[tuple[Ids, Ids, Ids]], multiple: int = 1) -> Layout:
     ids: list[int] = []
     positions: list[int] = []
     lengths: list[int] = []
-    before: list[int | None] = []
-    places: list[list[int]] = []  # of each of the 2B input sequences, where its tokens stand in the row
+    shared: list[int] = []
+    places: list[Sequence[int]] = []  # of each of the 2B input sequences, where its tokens stand in the row
     for prompt, chosen, rejected in pairs:
-        inputs = [[*prompt, *side[:-1]] for side in (chosen, rejected)]
-        shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(*inputs, strict=False)))
-        trunk = list(range(len(ids), len(ids) + shared))
-        number = None  # of the trunk's stretch
-        if trunk:
-            number = len(lengths)
-            lengths.append(shared)
-            before.append(None)
-        ids += inputs[0][:shared]
-        positions += range(shared)
-        for sequence in inputs:
-            branch = list(range(len(ids), len(ids) + len(sequence) - shared))
-            ids += sequence[shared:]
-            positions += range(shared, len(sequence))
-            places.append(trunk + branch)
-            if branch:
-                lengths.append(len(branch))
-                before.append(number)
+        first, second = ([*prompt, *side[:-1]] for side in (chosen, rejected))
+        trunk = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False)))
+        start, middle, end = len(ids), len(ids) + len(first), len(ids) + len(first) + len(second) - trunk
+        ids += first + second[trunk:]
+        positions += [*range(len(first)), *range(trunk, len(second))]
+        places += [range(start, middle), [*range(start, start + trunk), *range(middle, end)]]
+        for length, count in ((len(first), 0), (end - middle, trunk)):
+            if length:
+                lengths.append(length)
+                shared.append(count)
     targets, num_tokens = _targets(pairs, places), len(ids)
     # Where there are only empty prompts and completions of one token, a model wants a token all the same.
     if spare := -len(ids) % multiple or int(not ids):
         ids += [0] * spare
         positions += [0] * spare
         lengths.append(spare)
-        before.append(None)
-    row, stretches = torch.tensor([positions]), Stretches.of(lengths, before)
+        shared.append(0)
+    row, stretches = torch.tensor([positions]), Stretches.of(lengths, shared)
     return Layout(torch.tensor([ids]), *targets, len(pairs), num_tokens, position_ids=row, stretches=stretches)
 
 
@@ -127,7 +120,7 @@ def pad(pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:
     width = max(map(len, inputs))
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in inputs])
     filled = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in inputs])
-    places = [list(range(start * width, start * width + len(row))) for start, row in enumerate(inputs)]
+    places = [range(start * width, start * width + len(row)) for start, row in enumerate(inputs)]
     targets = _targets(pairs, places)
     return Layout(ids, *targets, len(pairs), sum(map(len, inputs)), attention_mask=filled)
 
@@ -137,7 +130,7 @@ def _ends(lengths: Sequence[int]) -> torch.Tensor:
 
 
 def _targets(
-    pairs: Sequence[tuple[Ids, Ids, Ids]], places: list[list[int]]
+    pairs: Sequence[tuple[Ids, Ids, Ids]], places: list[Sequence[int]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(sources, targets, owners): a token is predicted where the token before it stands."""
     sources: list[int] = []

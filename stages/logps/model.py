@@ -1,6 +1,8 @@
 """A causal language model as a function from pairs to log-probs of their completions' tokens."""
 
 import logging
+import os
+import shutil
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -16,7 +18,7 @@ from stages.logps.layout import ROUND, Ids, Layout, pack, pad
 from stages.logps.linear import Linear
 from stages.model_files import check_fits, split_revision
 
-_PROBE = [([1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12]), ([5], [3, 4, 2], [3, 7])]
+PROBE = [([1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12]), ([5], [3, 4, 2], [3, 7])]
 _log = logging.getLogger("raydpo")
 
 
@@ -46,6 +48,20 @@ class PairLogprobs(nn.Module):
     def lay_out(self, pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:
         """Pairs as (prompt_ids, chosen_ids, rejected_ids) -> what this model's forward takes."""
         return pack(pairs, ROUND) if self.shares_prompts else pad(pairs)
+
+    def compile_layers(self) -> None:
+        """Let torch.compile fuse what stands between the products of each decoder layer; the first call takes longer.
+
+        Raises RecipeError where there is no compiler: torch would say so in the middle of the first batch.
+        """
+        compiler = os.environ.get("CXX", "g++")
+        if not torch.cuda.is_available() and shutil.which(compiler) is None:
+            raise RecipeError(
+                f"compile: true in the cluster file needs a C++ compiler on every node, and {compiler} is not there. "
+                "Install g++ (or name another in CXX), or set compile to false"
+            )
+        for layer in self.layers:
+            layer.compile(dynamic=True)
 
     def forward(self, layout: Layout, squares: bool = False) -> torch.Tensor:
         """Log-probs [N] float32, nats, of the layout's target tokens, given what comes before them in their sequence.
@@ -129,7 +145,7 @@ def _check_rotary(config: PreTrainedConfig, name: str, longest: int) -> None:
 def _own_logps(causal_lm: PreTrainedModel) -> torch.Tensor:
     """Log-probs of the probe's targets by the model's own forward pass, one sequence at a time."""
     logps = []
-    for prompt, *sides in _PROBE:
+    for prompt, *sides in PROBE:
         for side in sides:
             logits = causal_lm(input_ids=torch.tensor([prompt + side]), use_cache=False).logits[0].float()
             at_targets = logits[len(prompt) - 1 : -1].log_softmax(-1)
@@ -139,7 +155,7 @@ def _own_logps(causal_lm: PreTrainedModel) -> torch.Tensor:
 
 @torch.no_grad()
 def _disagreement(model: PairLogprobs, expected: torch.Tensor) -> str | None:
-    difference = (model(model.lay_out(_PROBE)) - expected).abs().max().item()
+    difference = (model(model.lay_out(PROBE)) - expected).abs().max().item()
     exact = next(model.parameters()).dtype == torch.float32
     if difference < (1e-3 if exact else 0.1) * (1 + expected.abs().max().item()):
         return None

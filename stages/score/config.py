@@ -41,4 +41,5 @@ class ScoreResources(Config):
     memory_fraction: float = Field(0.3, gt=0, le=1)  # of the GPU, or of the machine's memory
     kv_cache_gib: Count = 1  # CPU only
     # torch
-    max_tokens_per_batch: Count = 8192  # of the torch scorer: bounds its memory
+    max_tokens_per_batch: Count = 8192  # bounds memory
+    compile: bool = False  # each decoder layer, with torch.compile; needs a C++ compiler, and time at the start

@@ -6,7 +6,7 @@ import torch
 
 from stages import schema
 from stages.logps.budget import fill
-from stages.logps.model import load
+from stages.logps.model import PROBE, load
 from stages.score.config import ScoreConfig, ScoreResources
 
 
@@ -15,11 +15,19 @@ class TorchScorer:
         self.device = torch.device("cuda" if resources.gpus_per_actor else "cpu")
         self.max_tokens = resources.max_tokens_per_batch
         self.model = load(config.model, config.dtype, longest).to(self.device)
+        if resources.compile:
+            self._compile()
 
     @property
     def path(self) -> str:
         """Which way of computing is used, for the record."""
         return "torch, prompts shared" if self.model.shares_prompts else "torch, two sequences"
+
+    @torch.inference_mode()
+    def _compile(self) -> None:
+        """Before the first part, on 832 tokens: a number that also is a size of the model would be compiled in."""
+        self.model.compile_layers()
+        self.model(self.model.lay_out(PROBE * 60).to(self.device))
 
     @torch.inference_mode()
     def token_logps(self, pairs: pa.Table) -> list[list[float]]:

@@ -78,5 +78,5 @@ class TrainResources(Config):
     # What follows trades memory for time; the result does not depend on it but for rounding.
     max_tokens_per_microbatch: Count = 8192
     activation_checkpointing: Literal["none", "selective", "layer"] = "none"  # selective: all but matmuls is recomputed
-    compile: bool = False  # each decoder layer, with torch.compile; needs a C++ compiler, and minutes at the start
+    compile: bool = False  # each decoder layer, with torch.compile; needs a C++ compiler, and time at the start
     cpu_offload: bool = False  # weights, gradients and optimizer in the memory of the host; for GPUs

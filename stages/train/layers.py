@@ -32,8 +32,8 @@ def prepare_layers(model: PairLogprobs, resources: TrainResources) -> None:
         if resources.activation_checkpointing != "none":
             layer = checkpoint_wrapper(layer, preserve_rng_state=False, **context_fn)  # no dropout: nothing random
             model.layers[number] = layer
-        if resources.compile:
-            layer.compile(dynamic=True)
+    if resources.compile:
+        model.compile_layers()
 
 
 def _keep_matmuls(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:

@@ -1,14 +1,14 @@
 """Scoring speed beside TRL's precompute and transformers; what Ray costs; and growth with the number of pairs.
 
-Usage: python -m tests.benchmarks.score [--rounds 3] [--pairs 48] [--stage-pairs 2000] [--stage-backend vllm]
+Usage: python -m tests.benchmarks.score [--rounds 3] [--pairs 96] [--stage-pairs 2000] [--stage-backend vllm]
                                         [--growth 1000 4000 16000]
 
-Every measurement is its own process. First, on some HH pairs, taking turns: the torch scorer, the vLLM scorer (their
-loops alone, the model loaded), transformers in padded batches of 8 sequences sorted by length, and TRL's
-`precompute_ref_log_probs` (its trainer's start, in which that happens, with tokenization). Then the whole stage on Ray
-beside the bare loop of the same engine over the same parts, each with the loading of its model. Then the stage with a
-tiny random model: seconds a pair, and peak memory of driver and actor, as pairs grow. Prints a line a measurement, then
-one JSON object.
+Every measurement is its own process. First, on some HH pairs, taking turns: the torch scorer, with its layers compiled
+("torch") and without ("plain"), and the vLLM scorer (their loops alone, the model loaded), transformers in padded
+batches of 8 sequences sorted by length, and TRL's `precompute_ref_log_probs` (its trainer's start, in which that
+happens, with tokenization). Then the whole stage on Ray beside the bare loop of the same engine over the same parts,
+each with the loading of its model. Then the stage with a tiny random model: seconds a pair, and peak memory of driver
+and actor, as pairs grow. Prints a line a measurement, then one JSON object.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from tests.benchmarks.inputs import HH, MODEL, hh_pairs, random_pairs, tiny_mode
 from tests.benchmarks.process import last_line
 from tests.benchmarks.train import PEER
 
-SYSTEMS = ("torch", "vllm", "transformers", "trl")
+SYSTEMS = ("torch", "plain", "vllm", "transformers", "trl")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=48)
+    parser.add_argument("--pairs", type=int, default=96)
     parser.add_argument("--stage-pairs", type=int, default=2000)
     parser.add_argument("--stage-backend", choices=["torch", "vllm"], default="vllm")
     parser.add_argument("--growth", type=int, nargs="*", default=[1000, 4000, 16000])
@@ -101,7 +101,7 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     }
     result |= {"peak_share": round(shares["torch"], 3), "linear_peak_share": round(shares["ours"], 3)}
     if measured["trl"]:
-        result |= {"torch_over_trl": ratio("torch", "trl"), "vllm_over_trl": ratio("vllm", "trl")}
+        result |= {f"{system}_over_trl": ratio(system, "trl") for system in ("torch", "plain", "vllm")}
     return result
 
 
@@ -158,7 +158,7 @@ def tables(work: Path) -> Iterator[Any]:
     return map(pairs.read, pairs.parts)
 
 
-def score_loop(backend: str, options: argparse.Namespace) -> dict[str, Any]:
+def score_loop(backend: str, options: argparse.Namespace, compiled: bool = False) -> dict[str, Any]:
     import torch
 
     from stages.score.config import ScoreConfig, ScoreResources
@@ -167,7 +167,9 @@ def score_loop(backend: str, options: argparse.Namespace) -> dict[str, Any]:
 
     began = time.perf_counter()
     config = ScoreConfig(model=str(options.model), backend=backend, dtype="float32")
-    resources = ScoreResources(gpus_per_actor=int(torch.cuda.is_available()), cpus_per_actor=os.cpu_count())
+    resources = ScoreResources(
+        gpus_per_actor=int(torch.cuda.is_available()), cpus_per_actor=os.cpu_count(), compile=compiled
+    )
     scorer = (TorchScorer if backend == "torch" else VllmScorer)(config, resources, 512)
     loaded, count = time.perf_counter(), 0
     for table in tables(options.work):
@@ -240,7 +242,8 @@ def matmul_peak(options: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
 
 
 DO = {
-    "torch": lambda options: score_loop("torch", options),
+    "torch": lambda options: score_loop("torch", options, compiled=True),
+    "plain": lambda options: score_loop("torch", options),
     "engine": lambda options: score_loop(options.stage_backend, options),
     "vllm": lambda options: score_loop("vllm", options),
     "transformers": by_transformers,
