@@ -58,7 +58,8 @@ def assert_same(result: Result, expected: Result) -> None:
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=2e-5), name
     assert result[1].keys() == expected[1].keys()
     for name, weight in expected[1].items():
-        torch.testing.assert_close(result[1][name], weight, atol=5e-5, rtol=0)  # AdamW moves each by 1e-3 a step
+        # AdamW moves each by up to 1e-3 a step, and where a gradient is nearly 0, its rounding decides by how much.
+        assert (result[1][name] - weight).square().mean().sqrt() < 2e-5, name
 
 
 @pytest.mark.usefixtures("alone")

@@ -130,7 +130,7 @@ def _ends(lengths: Sequence[int]) -> torch.Tensor:
 
 
 def _targets(
-    pairs: Sequence[tuple[Ids, Ids, Ids]], places: list[Sequence[int]]
+    pairs: Sequence[tuple[Ids, Ids, Ids]], places: Sequence[Sequence[int]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(sources, targets, owners): a token is predicted where the token before it stands."""
     sources: list[int] = []
