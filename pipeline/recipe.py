@@ -13,7 +13,7 @@ from stages.errors import RecipeError
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.shard.config import ShardConfig, ShardResources
 from stages.train.config import TrainConfig, TrainResources
-from stages.train.objectives import BY_NAME
+from stages.train.objective.named.loss import BY_NAME
 
 
 class Wandb(Config):

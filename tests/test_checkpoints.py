@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from stages.errors import ContractError, is_disk_full
-from stages.train.checkpoints import Checkpoints
+from stages.train.policy.checkpoints import Checkpoints
 
 IDENTITY = {"config": {"lr": 1e-3, "seed": 0}, "inputs": {"pairs": "aa"}}
 

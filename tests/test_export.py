@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from stages.logps.model import wrap
 from stages.train.config import TrainConfig
-from stages.train.export import export_policy
+from stages.train.policy.export import export_policy
 
 pytestmark = pytest.mark.usefixtures("alone")
 

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from stages.train import objectives
-from stages.train.losses import LabelledLogps, Logps, PairLogps, losses_of, remembered
-from stages.train.report import report
+from stages.train.objective.losses import LabelledLogps, Logps, PairLogps, losses_of, remembered
+from stages.train.objective.named import labelled, paired, reference_free
+from stages.train.objective.named.loss import BY_NAME, Loss, Single
+from stages.train.objective.report import report
 
-ALL = [kind() for kind in get_args(objectives.Single)]
+ALL = [kind() for kind in get_args(Single)]
 PAIRED = [loss for loss in ALL if not loss.labelled]
 LABELLED = [loss for loss in ALL if loss.labelled]
 DIVERGENCES = [{}, {"divergence": "forward_kl"}, {"divergence": "js"}, {"divergence": "alpha", "divergence_alpha": 0.5}]
@@ -33,7 +34,7 @@ def pairs(dtype: torch.dtype = torch.float32, **columns: object) -> PairLogps:
     return PairLogps(*(torch.tensor(each, dtype=dtype) for each in values))
 
 
-def labelled(dtype: torch.dtype = torch.float32, **columns: object) -> LabelledLogps:
+def completions(dtype: torch.dtype = torch.float32, **columns: object) -> LabelledLogps:
     size = max(len(np.atleast_1d(values)) for values in columns.values())
     values = (np.broadcast_to(columns.get(name, 0.0), size).copy() for name in LabelledLogps._fields)
     return LabelledLogps(*(torch.tensor(each, dtype=dtype) for each in values))
@@ -47,46 +48,46 @@ def random_pairs(seed: int = 0, size: int = 9) -> PairLogps:
     return pairs(**{name: -chance.uniform(1, 40, size) for name in sums}, **lengths, **rest)
 
 
-def only(seen: Logps, loss: objectives.Loss) -> float:
+def only(seen: Logps, loss: Loss) -> float:
     return losses_of(seen, loss, {}).item()
 
 
 def test_dpo_by_hand() -> None:
     # logits = (-1 - -3) - (-2 - -2.5) = 1.5; -log sigmoid(0.2 * 1.5) = log(1 + exp(-0.3))
     seen = pairs(chosen=-1, rejected=-3, ref_chosen=-2, ref_rejected=-2.5)
-    assert only(seen, objectives.Sigmoid(beta=0.2)) == pytest.approx(math.log1p(math.exp(-0.3)))
+    assert only(seen, paired.Sigmoid(beta=0.2)) == pytest.approx(math.log1p(math.exp(-0.3)))
     smoothed = 0.9 * math.log1p(math.exp(-0.3)) + 0.1 * math.log1p(math.exp(0.3))
-    assert only(seen, objectives.Sigmoid(beta=0.2, label_smoothing=0.1)) == pytest.approx(smoothed)
+    assert only(seen, paired.Sigmoid(beta=0.2, label_smoothing=0.1)) == pytest.approx(smoothed)
 
 
 def test_ipo_by_hand() -> None:
     # ((-1 + 2) / 2 - (-3 + 2.5) / 5 - 1 / 0.4)^2 = (0.5 + 0.1 - 2.5)^2
     seen = pairs(chosen=-1, rejected=-3, ref_chosen=-2, ref_rejected=-2.5, chosen_length=2, rejected_length=5)
-    assert only(seen, objectives.Ipo(beta=0.2)) == pytest.approx(3.61)
+    assert only(seen, paired.Ipo(beta=0.2)) == pytest.approx(3.61)
 
 
 def test_kto_by_hand() -> None:
     # z = mean(1, 3) = 2; 1 - sigmoid(0.5 (4 - 2)) where desirable, 1 - sigmoid(0.5 (2 - 1)) where not, times 3
-    seen = labelled(
+    seen = completions(
         completion=[-1, -2], ref_completion=[-5, -3], mismatched=[-4, -2], ref_mismatched=[-5, -5], label=[1, 0]
     )
-    losses = losses_of(seen, objectives.Kto(beta=0.5, undesirable_weight=3), {})
+    losses = losses_of(seen, labelled.Kto(beta=0.5, undesirable_weight=3), {})
     assert losses.tolist() == pytest.approx([1 / (1 + math.e), 3 / (1 + math.exp(0.5))])
     below = seen._replace(ref_mismatched=torch.zeros(2))  # a negative estimate of z counts as zero
-    assert losses_of(below, objectives.Kto(beta=0.5), {})[0].item() == pytest.approx(1 / (1 + math.exp(2)))
+    assert losses_of(below, labelled.Kto(beta=0.5), {})[0].item() == pytest.approx(1 / (1 + math.exp(2)))
 
 
 def test_orpo_by_hand() -> None:
     # p(w) = 1/2 and p(l) = 1/4 a token: odds 1 and 1/3; -log sigmoid(log 3) = log(4 / 3). NLL: log 2 a token.
     seen = pairs(chosen=-3 * math.log(2), rejected=-2 * math.log(4), chosen_length=3, rejected_length=2, mean_length=3)
-    assert only(seen, objectives.Orpo(beta=0.5)) == pytest.approx(math.log(2) + 0.5 * math.log(4 / 3))
+    assert only(seen, reference_free.Orpo(beta=0.5)) == pytest.approx(math.log(2) + 0.5 * math.log(4 / 3))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def formula(loss: objectives.Loss, s: dict[str, np.ndarray]) -> np.ndarray:
+def formula(loss: Loss, s: dict[str, np.ndarray]) -> np.ndarray:
     """What TRL lacks, from the papers, on float64 columns."""
     h = (s["chosen"] - s["ref_chosen"]) - (s["rejected"] - s["ref_rejected"])
     match loss.name:
@@ -109,15 +110,15 @@ def formula(loss: objectives.Loss, s: dict[str, np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize(
     "loss",
     [
-        objectives.Sigmoid(label_smoothing=0.2),
-        objectives.RDpo(length_penalty=0.05),
-        objectives.Odpo(margin_scale=0.7),
-        objectives.Rpo(nll=0.4),
-        objectives.BetaDpo(adaptation=0.5),
+        paired.Sigmoid(label_smoothing=0.2),
+        paired.RDpo(length_penalty=0.05),
+        paired.Odpo(margin_scale=0.7),
+        paired.Rpo(nll=0.4),
+        paired.BetaDpo(adaptation=0.5),
     ],
     ids=by_name,
 )
-def test_what_trl_lacks_is_its_papers_formula(loss: objectives.Loss) -> None:
+def test_what_trl_lacks_is_its_papers_formula(loss: Loss) -> None:
     seen = random_pairs()
     columns = {name: column.double().numpy() for name, column in zip(seen._fields, seen, strict=True)}
     ours = losses_of(seen, loss, {"beta_dpo/value": 0.3})
@@ -125,9 +126,9 @@ def test_what_trl_lacks_is_its_papers_formula(loss: objectives.Loss) -> None:
 
 
 def test_bco_keeps_the_middle_of_both_kinds_of_rewards() -> None:
-    loss = objectives.Bco(beta=0.5)
-    first = labelled(completion=[2, 4, -6], label=[1, 1, 0])  # rewards 1, 2 and -3
-    second = labelled(completion=[8, -2], label=[1, 0])  # 4 and -1
+    loss = labelled.Bco(beta=0.5)
+    first = completions(completion=[2, 4, -6], label=[1, 1, 0])  # rewards 1, 2 and -3
+    second = completions(completion=[8, -2], label=[1, 0])  # 4 and -1
     memory = remembered(first, loss, {})
     assert memory["bco/value"] == pytest.approx((1.5 - 3) / 2)
     memory = remembered(second, loss, memory)
@@ -138,7 +139,7 @@ def test_bco_keeps_the_middle_of_both_kinds_of_rewards() -> None:
 
 
 def test_beta_dpo_remembers_a_moving_mean_of_margins() -> None:
-    loss = objectives.BetaDpo(beta=0.5, momentum=0.75)
+    loss = paired.BetaDpo(beta=0.5, momentum=0.75)
     seen = pairs(chosen=[4.0, 8.0])  # margins 2 and 4
     memory = remembered(seen, loss, {})
     assert memory == {"beta_dpo/value": pytest.approx(0.75)}
@@ -149,14 +150,14 @@ def test_ld_dpo_counts_tails_less() -> None:
     # Of the rejected, -4 stands past the length of the chosen: at alpha 0.25 it counts -1.
     seen = pairs(chosen=-2, rejected=-7, rejected_tail=-4, ref_chosen=-2, ref_rejected=-5, ref_rejected_tail=-2)
     logits = (-2 - -4) - (-2 - -3.5)
-    assert only(seen, objectives.Sigmoid(beta=1.0, ld_alpha=0.25)) == pytest.approx(math.log1p(math.exp(-logits)))
-    assert only(seen, objectives.Sigmoid(ld_alpha=1.0)) == only(seen, objectives.Sigmoid())
+    assert only(seen, paired.Sigmoid(beta=1.0, ld_alpha=0.25)) == pytest.approx(math.log1p(math.exp(-logits)))
+    assert only(seen, paired.Sigmoid(ld_alpha=1.0)) == only(seen, paired.Sigmoid())
 
 
 def test_a_sum_adds_its_terms_with_their_weights() -> None:
     seen = random_pairs()
     mpo = read([{"name": "sigmoid", "weight": 0.8}, {"name": "bco_pair", "weight": 0.2, "beta": 0.3}, "sft"])
-    parts = objectives.Sigmoid(), objectives.BcoPair(beta=0.3), objectives.Sft()
+    parts = paired.Sigmoid(), paired.BcoPair(beta=0.3), reference_free.Sft()
     single = [losses_of(seen, loss, {}) for loss in parts]
     torch.testing.assert_close(losses_of(seen, mpo, {}), 0.8 * single[0] + 0.2 * single[1] + single[2])
 
@@ -175,7 +176,9 @@ AT_REFERENCE["discopop"] = 0.5 * LOG_2 + 0.5
 @given(st.lists(logps, min_size=2, max_size=2), st.lists(logps, min_size=2, max_size=2))
 def test_a_policy_that_is_the_reference_has_a_known_loss(one: list[float], other: list[float]) -> None:
     seen = pairs(chosen=one, ref_chosen=one, rejected=other, ref_rejected=other)
-    of_completions = labelled(completion=one, ref_completion=one, mismatched=other, ref_mismatched=other, label=[1, 0])
+    of_completions = completions(
+        completion=one, ref_completion=one, mismatched=other, ref_mismatched=other, label=[1, 0]
+    )
     for loss in ALL:
         if loss.name in AT_REFERENCE:
             losses = losses_of(of_completions if loss.labelled else seen, loss, {})
@@ -186,12 +189,12 @@ def test_a_policy_that_is_the_reference_has_a_known_loss(one: list[float], other
 def test_swapping_the_sides(a: float, b: float, c: float, d: float) -> None:
     there = pairs(chosen=a, rejected=b, ref_chosen=c, ref_rejected=d)
     back = pairs(chosen=b, rejected=a, ref_chosen=d, ref_rejected=c)
-    for loss in (objectives.Sigmoid(), objectives.Orpo()):
+    for loss in (paired.Sigmoid(), reference_free.Orpo()):
         reports = [report(seen, losses_of(seen, loss, {}), loss) for seen in (there, back)]
         assert reports[0]["rewards/margins"] == -reports[1]["rewards/margins"]
         assert reports[0]["rewards/chosen"] == reports[1]["rewards/rejected"]
     # Of one pair: log s(x) - log s(-x) = x.
-    both = [only(seen, objectives.Sigmoid()) for seen in (there, back)]
+    both = [only(seen, paired.Sigmoid()) for seen in (there, back)]
     assert both[1] - both[0] == pytest.approx(0.1 * there.logits.item(), rel=1e-4, abs=1e-4)
 
 
@@ -199,22 +202,22 @@ def test_swapping_the_sides(a: float, b: float, c: float, d: float) -> None:
 @given(logps, logps)
 def test_half_of_the_labels_wrong_says_nothing(a: float, b: float) -> None:
     there, back = pairs(chosen=a, rejected=b), pairs(chosen=b, rejected=a)
-    for kind in (objectives.Sigmoid, objectives.ExoPair, objectives.Cpo, objectives.Aot, objectives.AotUnpaired):
+    for kind in (paired.Sigmoid, paired.ExoPair, reference_free.Cpo, paired.Aot, paired.AotUnpaired):
         loss = kind.model_construct(**kind().model_dump() | {"label_smoothing": 0.5, "nll": 0.0})
         assert only(there, loss) == pytest.approx(only(back, loss), rel=1e-5), loss.name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("loss", ALL, ids=by_name)
-def test_nothing_overflows(loss: objectives.Loss, dtype: torch.dtype) -> None:
+def test_nothing_overflows(loss: Loss, dtype: torch.dtype) -> None:
     chosen, rejected = [-1e4, 0.0, -1e4, 0.0], [0.0, -1e4, -1e4, 0.0]
     if loss.labelled:
-        seen: Logps = labelled(
+        seen: Logps = completions(
             dtype, completion=chosen, ref_completion=rejected, mismatched=rejected, label=[1, 0, 1, 0]
         )
     else:
         seen = pairs(dtype, chosen=chosen, rejected=rejected, ref_chosen=rejected, ref_rejected=chosen)
-    for each in DIVERGENCES if isinstance(loss, objectives._OfDifference) else [{}]:
+    for each in DIVERGENCES if isinstance(loss, paired._OfDifference) else [{}]:
         leaves = type(seen)(*(column.clone().requires_grad_() for column in seen))
         losses = losses_of(leaves, type(loss)(**each), {})
         losses.sum().backward()
@@ -227,7 +230,7 @@ def test_nothing_overflows(loss: objectives.Loss, dtype: torch.dtype) -> None:
 def test_aot_does_not_depend_on_the_order_of_pairs(rows: list[tuple[float, ...]]) -> None:
     names = ("chosen", "rejected", "ref_chosen", "ref_rejected")
     there, back = (pairs(**dict(zip(names, zip(*each, strict=True), strict=True))) for each in (rows, rows[::-1]))
-    for loss in (objectives.Aot(), objectives.AotUnpaired()):
+    for loss in (paired.Aot(), paired.AotUnpaired()):
         assert losses_of(there, loss, {}).mean() == pytest.approx(losses_of(back, loss, {}).mean().item(), rel=1e-5)
 
 
@@ -240,28 +243,28 @@ def test_rewards_are_reported_in_the_same_terms() -> None:
     assert of[0]["rewards/margins"] == pytest.approx(0.1 * seen.logits.mean().item(), rel=1e-5)
     moved = torch.cat([seen.chosen - seen.ref_chosen, seen.rejected - seen.ref_rejected]).mean().item()
     assert of[0]["implicit_kl"] == pytest.approx(moved)
-    free = report(seen, seen.chosen, objectives.SimPo(beta=2.0))
+    free = report(seen, seen.chosen, reference_free.SimPo(beta=2.0))
     assert free["rewards/chosen"] == pytest.approx(2 * (seen.chosen / seen.chosen_length).mean().item())
     assert "implicit_kl" not in free
-    completions = labelled(completion=[-1, -3, -2], ref_completion=[-2, -2, -4], label=[1, 0, 0])
-    of_labels = report(completions, completions.completion, objectives.Kto(beta=0.5))
+    labelled_ones = completions(completion=[-1, -3, -2], ref_completion=[-2, -2, -4], label=[1, 0, 0])
+    of_labels = report(labelled_ones, labelled_ones.completion, labelled.Kto(beta=0.5))
     assert of_labels["rewards/chosen"] == pytest.approx(0.5)
     assert of_labels["rewards/rejected"] == pytest.approx((-0.5 + 1) / 2)
     assert of_labels["rewards/margins"] == pytest.approx(0.25)
     assert of_labels["rewards/accuracies"] == pytest.approx(2 / 3)
 
 
-def read(given: object) -> objectives.Loss:
-    return TypeAdapter(objectives.Loss).validate_python(given)
+def read(given: object) -> Loss:
+    return TypeAdapter(Loss).validate_python(given)
 
 
 def test_a_loss_is_named_in_short_or_with_its_fields() -> None:
-    assert read("ipo") == objectives.Ipo()
-    assert read({"beta": 0.3}) == objectives.Sigmoid(beta=0.3)
+    assert read("ipo") == paired.Ipo()
+    assert read({"beta": 0.3}) == paired.Sigmoid(beta=0.3)
     assert [term.name for term in read(["hinge", {"name": "sft", "weight": 0.1}]).terms] == ["hinge", "sft"]
     for loss in ALL:
         assert read(loss.model_dump()) == loss
-        assert objectives.BY_NAME[loss.name] is type(loss)
+        assert BY_NAME[loss.name] is type(loss)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from stages.logps.model import PairLogprobs, load
-from stages.train import objectives
-from stages.train.batch import Batch
-from stages.train.losses import losses_of
-from stages.train.report import report
-from stages.train.step_loss import StepLoss, Work, logps_of
+from stages.train.objective.losses import losses_of
+from stages.train.objective.named import labelled, paired, reference_free
+from stages.train.objective.named.loss import Loss, Sum
+from stages.train.objective.report import report
+from stages.train.objective.step_loss import StepLoss, Work, logps_of
+from stages.train.pairs.batch import Batch
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -70,7 +71,7 @@ def dpo(models: Models, tmp_path_factory: pytest.TempPathFactory) -> DPOTrainer:
     return trainer
 
 
-def as_trl_names_it(trainer: DPOTrainer, loss: objectives.Loss) -> None:
+def as_trl_names_it(trainer: DPOTrainer, loss: Loss) -> None:
     """Make the trainer compute this loss."""
     terms = loss.terms
     first = terms[0]
@@ -84,20 +85,29 @@ def as_trl_names_it(trainer: DPOTrainer, loss: objectives.Loss) -> None:
     trainer.args.discopop_tau = getattr(first, "tau", 0.05)
 
 
-o = objectives
-OF_DIFFERENCE = [o.Sigmoid, o.SigmoidNorm, o.Robust, o.Hinge, o.Ipo, o.ExoPair, o.Discopop]
+OF_DIFFERENCE = [
+    paired.Sigmoid,
+    paired.SigmoidNorm,
+    paired.Robust,
+    paired.Hinge,
+    paired.Ipo,
+    paired.ExoPair,
+    paired.Discopop,
+]
 DPO_LOSSES: list[Any] = [
     *(kind(beta=0.3) for kind in OF_DIFFERENCE),
     *(kind(beta=0.3, divergence="forward_kl") for kind in OF_DIFFERENCE),
     *(kind(beta=0.3, divergence="js") for kind in OF_DIFFERENCE),
     *(kind(beta=0.3, divergence="alpha", divergence_alpha=0.4) for kind in OF_DIFFERENCE),
-    *(kind(beta=0.3) for kind in (o.NcaPair, o.BcoPair, o.SppoHard, o.ApoZero, o.ApoDown)),
-    o.Aot(beta=0.3, label_smoothing=0.2),
-    o.AotUnpaired(beta=0.3, label_smoothing=0.2),
-    *(kind(beta=0.3, ld_alpha=0.4) for kind in (o.Sigmoid, o.Ipo, o.NcaPair, o.Aot)),
-    *(kind(beta=0.3, wpo=True) for kind in (o.Sigmoid, o.ExoPair, o.ApoZero)),  # with hinge TRL has no gradient
-    o.Sum(terms=[o.Sigmoid(beta=0.3, weight=0.8), o.BcoPair(beta=0.3, weight=0.2), o.Sft()]),
-    o.Sum(terms=[o.Hinge(beta=0.3), o.Aot(beta=0.3, weight=0.5)]),
+    *(kind(beta=0.3) for kind in (paired.NcaPair, paired.BcoPair, paired.SppoHard, paired.ApoZero, paired.ApoDown)),
+    paired.Aot(beta=0.3, label_smoothing=0.2),
+    paired.AotUnpaired(beta=0.3, label_smoothing=0.2),
+    *(kind(beta=0.3, ld_alpha=0.4) for kind in (paired.Sigmoid, paired.Ipo, paired.NcaPair, paired.Aot)),
+    *(
+        kind(beta=0.3, wpo=True) for kind in (paired.Sigmoid, paired.ExoPair, paired.ApoZero)
+    ),  # with hinge TRL has no gradient
+    Sum(terms=[paired.Sigmoid(beta=0.3, weight=0.8), paired.BcoPair(beta=0.3, weight=0.2), reference_free.Sft()]),
+    Sum(terms=[paired.Hinge(beta=0.3), paired.Aot(beta=0.3, weight=0.5)]),
 ]
 
 
@@ -206,12 +216,12 @@ def test_dpo_losses_through_the_model(loss: Any, dpo: DPOTrainer, models: Models
 
 
 REFERENCE_FREE: list[Any] = [
-    o.Cpo(beta=0.3, label_smoothing=0.2, nll=0.7),
-    o.CpoHinge(beta=0.3),
-    o.CpoIpo(beta=0.3, nll=0.0),
-    o.SimPo(beta=2.0, gamma=0.4, label_smoothing=0.1),
-    o.CpoSimPo(beta=2.0, gamma=0.4, nll=0.7),
-    o.AlphaPo(beta=2.0, gamma=0.4, alpha=0.3),
+    reference_free.Cpo(beta=0.3, label_smoothing=0.2, nll=0.7),
+    reference_free.CpoHinge(beta=0.3),
+    reference_free.CpoIpo(beta=0.3, nll=0.0),
+    reference_free.SimPo(beta=2.0, gamma=0.4, label_smoothing=0.1),
+    reference_free.CpoSimPo(beta=2.0, gamma=0.4, nll=0.7),
+    reference_free.AlphaPo(beta=2.0, gamma=0.4, alpha=0.3),
 ]
 CPO_NAMES = {"cpo": "sigmoid", "cpo_hinge": "hinge", "cpo_ipo": "ipo"}
 
@@ -271,7 +281,7 @@ def test_orpo(orpo: ORPOTrainer, models: Models) -> None:
     """With prompts of one token: TRL counts the prompt's tokens, all but the first, into the likelihood of chosen."""
     rows = [row | {"prompt_ids": row["prompt_ids"][:1]} for row in random_rows()]
     theirs, _ = orpo.get_batch_loss_metrics(models.theirs, orpo.data_collator(as_cpo_collates(rows)))
-    assert_alike(o.Orpo(beta=0.3), rows, models, theirs)
+    assert_alike(reference_free.Orpo(beta=0.3), rows, models, theirs)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +298,9 @@ def kto(models: Models, tmp_path_factory: pytest.TempPathFactory) -> KTOTrainer:
     return trainer
 
 
-@pytest.mark.parametrize("loss", [o.Kto(beta=0.3, undesirable_weight=1.5), o.ApoZeroUnpaired(beta=0.3)], ids=by_fields)
+@pytest.mark.parametrize(
+    "loss", [labelled.Kto(beta=0.3, undesirable_weight=1.5), labelled.ApoZeroUnpaired(beta=0.3)], ids=by_fields
+)
 def test_losses_of_labelled_completions(loss: Any, kto: KTOTrainer, models: Models) -> None:
     kto.loss_type, kto.calculate_KL = loss.name, loss.name == "kto"
     kto.beta, kto.desirable_weight, kto.undesirable_weight = loss.beta, loss.desirable_weight, loss.undesirable_weight

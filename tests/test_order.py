@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.train.order import Order
+from stages.train.pairs.order import Order
 
 sizes = st.integers(1, 40)
 counts = st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(any).map(np.array)

@@ -11,9 +11,9 @@ import pytest
 from stages import schema
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError
-from stages.train.node_cache import NodeCache
-from stages.train.order import Order
-from stages.train.pair_set import PairSet
+from stages.train.pairs.node_cache import NodeCache
+from stages.train.pairs.order import Order
+from stages.train.pairs.pair_set import PairSet
 
 PARTS, ROWS = 24, 20
 

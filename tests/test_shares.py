@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.train.config import TrainConfig
+from stages.train.pairs.shares import num_steps, shares
 from stages.train.schedule import lr_at
-from stages.train.shares import num_steps, shares
 
 
 @given(

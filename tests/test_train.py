@@ -16,15 +16,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stages.artifacts import PolicyCheckpoint, ReferenceLogprobs
 from stages.errors import ContractError
 from stages.logps.model import load
-from stages.train.batch import Batch
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.job import Job
-from stages.train.losses import losses_of
-from stages.train.objectives import Sigmoid
-from stages.train.order import Order
-from stages.train.pair_set import PairSet
+from stages.train.objective.losses import losses_of
+from stages.train.objective.named.loss import Sigmoid
+from stages.train.objective.step_loss import logps_of
+from stages.train.pairs.batch import Batch
+from stages.train.pairs.order import Order
+from stages.train.pairs.pair_set import PairSet
 from stages.train.run import train
-from stages.train.step_loss import logps_of
 from stages.train.trainer import Trainer
 from stages.train.worker import Worker
 

@@ -12,15 +12,16 @@ from conftest import Project, make_project
 from pipeline.plan import Step
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError, MissingArtifact, RecipeError
-from stages.train import objectives
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.job import Job
+from stages.train.objective.named import labelled, paired, reference_free
+from stages.train.objective.named.loss import BY_NAME, Loss, Single, Sum
 from stages.train.run import train
 from stages.train.trainer import Trainer
 
 STEPS = 2
-ALL = [kind() for kind in get_args(objectives.Single)]
-MPO = objectives.Sum(terms=[objectives.Sigmoid(weight=0.8), objectives.Aot(weight=0.2), objectives.Sft()])
+ALL = [kind() for kind in get_args(Single)]
+MPO = Sum(terms=[paired.Sigmoid(weight=0.8), paired.Aot(weight=0.2), reference_free.Sft()])
 Made = dict[bool, dict[str, Step]]
 LABELLED = ("shard.rows=labelled", "train.loss.name=kto", "train.loss.desirable_weight=1.5")
 
@@ -47,7 +48,7 @@ def made(project: Project) -> Made:
     return {True: project.plan(*LABELLED), False: project.plan()}
 
 
-def job(made: Made, loss: objectives.Loss, out: Path, **resources: int) -> Job:
+def job(made: Made, loss: Loss, out: Path, **resources: int) -> Job:
     steps = made[loss.labelled]
     config: Any = steps["train"].config.model_copy(update={"loss": loss})
     logprobs = ReferenceLogprobs(steps["score"].folder) if loss.reference else None
@@ -56,7 +57,7 @@ def job(made: Made, loss: objectives.Loss, out: Path, **resources: int) -> Job:
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("loss", [*ALL, MPO, objectives.Sigmoid(wpo=True, ld_alpha=0.5)], ids=lambda loss: loss.name)
+@pytest.mark.parametrize("loss", [*ALL, MPO, paired.Sigmoid(wpo=True, ld_alpha=0.5)], ids=lambda loss: loss.name)
 def test_each_loss_trains_however_its_pairs_are_spread(loss: Any, made: Made, tmp_path: Path) -> None:
     """One or two pairs a micro-batch give the same step, and after it the loss of its pairs is lower."""
     trainers = [Trainer(job(made, loss, tmp_path)), Trainer(job(made, loss, tmp_path, max_tokens_per_microbatch=90))]
@@ -74,7 +75,7 @@ def test_each_loss_trains_however_its_pairs_are_spread(loss: Any, made: Made, tm
 @pytest.mark.parametrize("name", ["aot", "bco"])
 def test_evaluation_is_in_batches_of_a_step(name: str, made: Made, tmp_path: Path) -> None:
     """However many held-out pairs fit into a forward pass: a coupled loss is that of global_batch pairs."""
-    loss = objectives.BY_NAME[name]()
+    loss = BY_NAME[name]()
     by_size = [Trainer(job(made, loss, tmp_path, max_tokens_per_microbatch=size)).evaluate() for size in (20, 9999)]
     assert by_size[0] == pytest.approx(by_size[1], rel=1e-5, abs=1e-5)
 
@@ -85,7 +86,7 @@ def test_labelled_completions_on_two_workers(project: Project, made: Made, tmp_p
     done = project.run(*LABELLED, "cluster.train.workers=2")["train"].step
     two, facts = PolicyCheckpoint(done.folder).metrics, done.manifest.facts
     assert facts["check/ref_drift"] < 1e-4
-    one = Trainer(job(made, objectives.Kto(desirable_weight=1.5), tmp_path))
+    one = Trainer(job(made, labelled.Kto(desirable_weight=1.5), tmp_path))
     for step in range(1, STEPS + 1):
         metrics = one.step(step, STEPS)
         for name in ("loss", "grad_norm", "implicit_kl", "rewards/margins"):
@@ -154,13 +155,13 @@ def test_an_ill_matched_loss_fails_in_the_plan(project: Project, overrides: list
 
 
 def test_train_by_itself_refuses_other_rows_too(made: Made, tmp_path: Path) -> None:
-    pairs, labelled = (job(made, loss, tmp_path) for loss in (objectives.Sigmoid(), objectives.Kto()))
+    of_pairs, of_labels = (job(made, loss, tmp_path) for loss in (paired.Sigmoid(), labelled.Kto()))
     given: dict[str, Any] = {"out": tmp_path / "out", "resources": TrainResources()}
-    config = TrainConfig(policy=pairs.config.policy, loss=objectives.Kto())
+    config = TrainConfig(policy=of_pairs.config.policy, loss=labelled.Kto())
     with pytest.raises(ContractError, match=r"kto needs labelled completions, and PreferencePairs \w+ holds pairs"):
-        train(config, pairs=pairs.pairs, logprobs=pairs.logprobs, **given)
+        train(config, pairs=of_pairs.pairs, logprobs=of_pairs.logprobs, **given)
     with pytest.raises(MissingArtifact, match=r"train\.loss kto needs the reference's log-probs"):
-        train(config, pairs=labelled.pairs, **given)
+        train(config, pairs=of_labels.pairs, **given)
     assert not (tmp_path / "out").exists()
 
 

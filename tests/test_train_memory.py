@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
 from stages.artifacts import PolicyCheckpoint
 from stages.errors import RecipeError
-from stages.train.batch import Batch
 from stages.train.config import Lora, TrainConfig, TrainResources
 from stages.train.job import Job
+from stages.train.pairs.batch import Batch
 from stages.train.trainer import Trainer
 
 STEPS = 3

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stages.config import Config, Count, Fraction
-from stages.train.objectives import Loss, Sigmoid
+from stages.train.objective.named.loss import Loss
+from stages.train.objective.named.paired import Sigmoid
 
 
 class Lora(Config):
@@ -26,7 +27,7 @@ class TrainConfig(Config):
 
     lora: Lora | None = None  # None: all weights are trained
 
-    loss: Loss = Sigmoid()  # by name, with its own fields (objectives.py); a list is a weighted sum
+    loss: Loss = Sigmoid()  # by name, with its own fields (objective/named/); a list is a weighted sum
 
     global_batch: Count = 64  # pairs, or labelled completions, an optimizer step, whatever the number of workers
     epochs: float = Field(1.0, gt=0)

@@ -16,11 +16,11 @@ from stages.errors import ContractError, MissingArtifact, is_for_users, out_of_r
 from stages.model_files import check_fits
 from stages.progress import Progress, Silent
 from stages.train.config import Elastic, TrainConfig, TrainResources
-from stages.train.follower import Follower
+from stages.train.following.follower import Follower
+from stages.train.following.metrics_log import Metrics
+from stages.train.following.refusal import Refusal
 from stages.train.job import Job
-from stages.train.metrics_log import Metrics
-from stages.train.refusal import Refusal
-from stages.train.shares import num_steps
+from stages.train.pairs.shares import num_steps
 
 
 def train(

@@ -16,21 +16,21 @@ from torch.distributed.tensor import DTensor
 
 from stages.errors import ContractError
 from stages.logps.model import PairLogprobs, load
-from stages.train.batch import Batch
-from stages.train.fsdp import shard_model
+from stages.train.following.metrics_log import Metrics
 from stages.train.job import Job
-from stages.train.layers import prepare_layers
-from stages.train.lora import add_adapters
-from stages.train.losses import Memory
-from stages.train.metrics_log import Metrics
-from stages.train.node_cache import NodeCache
-from stages.train.order import Order
-from stages.train.pair_set import Counts, PairSet, count_pairs
-from stages.train.ref_drift import RefDrift
-from stages.train.report import report
+from stages.train.objective.losses import Memory
+from stages.train.objective.ref_drift import RefDrift
+from stages.train.objective.report import report
+from stages.train.objective.step_loss import StepLoss, Work
+from stages.train.pairs.batch import Batch
+from stages.train.pairs.node_cache import NodeCache
+from stages.train.pairs.order import Order
+from stages.train.pairs.pair_set import Counts, PairSet, count_pairs
+from stages.train.pairs.shares import shares
+from stages.train.policy.fsdp import shard_model
+from stages.train.policy.layers import prepare_layers
+from stages.train.policy.lora import add_adapters
 from stages.train.schedule import lr_at
-from stages.train.shares import shares
-from stages.train.step_loss import StepLoss, Work
 
 _EVALUATED_AT_ONCE = 1024  # pairs
 _WITHOUT_GRADIENTS = 4  # times as many tokens fit into a forward pass that keeps no activations

@@ -8,13 +8,13 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock
 
-from stages.train.checkpoints import Checkpoints
-from stages.train.export import export_policy
+from stages.train.following.metrics_log import Metrics, MetricsLog
+from stages.train.following.watch import Watch
 from stages.train.job import Job
-from stages.train.metrics_log import Metrics, MetricsLog
-from stages.train.shares import num_steps
+from stages.train.pairs.shares import num_steps
+from stages.train.policy.checkpoints import Checkpoints
+from stages.train.policy.export import export_policy
 from stages.train.trainer import Trainer
-from stages.train.watch import Watch
 
 
 class Worker:

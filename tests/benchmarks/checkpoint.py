@@ -120,7 +120,7 @@ def cost(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def export(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    from stages.train.export import export_policy
+    from stages.train.policy.export import export_policy
 
     trainer, finished, most = make_worker(options, work, 64).trainer, Event(), [0.0]
 

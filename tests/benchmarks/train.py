@@ -139,7 +139,7 @@ def run_peer(count: int, options: argparse.Namespace) -> dict[str, Any] | None:
 
 def prepare(name: str, count: int, options: argparse.Namespace) -> None:
     """Write the pairs, and the same triples as text for TRL, in the order of our steps."""
-    from stages.train.order import Order
+    from stages.train.pairs.order import Order
 
     triples = hh_pairs(options.work, options.model, count, options.max_length, longest_answers=name == "long")
     global_batch = 2 * options.batch
@@ -253,7 +253,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
 def work_of(trainer: Any, rows: np.ndarray) -> tuple[int, float]:
     """Tokens, and floating-point operations forward and backward, of some pairs."""
-    from stages.train.batch import Batch
+    from stages.train.pairs.batch import Batch
 
     layout = Batch.of(trainer.pairs.read(rows), trainer.model, trainer.device).layout
     config, head = trainer.model.causal_lm.config, trainer.model.head

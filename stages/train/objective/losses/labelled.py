@@ -6,17 +6,17 @@ In the equations r = beta * log(policy / reference), s the sigmoid.
 import torch
 from torch.nn.functional import logsigmoid
 
-from stages.train import objectives
-from stages.train.losses.logps import LabelledLogps
+from stages.train.objective.losses.logps import LabelledLogps
+from stages.train.objective.named import labelled as named
 
 
 def _weighed(
-    seen: LabelledLogps, loss: objectives._Labelled, desirable: torch.Tensor, undesirable: torch.Tensor
+    seen: LabelledLogps, loss: named._Labelled, desirable: torch.Tensor, undesirable: torch.Tensor
 ) -> torch.Tensor:
     return torch.where(seen.label > 0, loss.desirable_weight * desirable, loss.undesirable_weight * undesirable)
 
 
-def kto(seen: LabelledLogps, loss: objectives.Kto) -> torch.Tensor:
+def kto(seen: LabelledLogps, loss: named.Kto) -> torch.Tensor:
     """1 - s(r - z) where desirable, 1 - s(z - r) where not. KTO, Ethayarajh et al. 2024 (2402.01306), equation 7.
 
     z = max(0, mean over the step of r of mismatched completions), without gradient: beta times the KL to the reference.
@@ -26,13 +26,13 @@ def kto(seen: LabelledLogps, loss: objectives.Kto) -> torch.Tensor:
     return _weighed(seen, loss, torch.sigmoid(-above), torch.sigmoid(above))
 
 
-def apo_zero_unpaired(seen: LabelledLogps, loss: objectives.ApoZeroUnpaired) -> torch.Tensor:
+def apo_zero_unpaired(seen: LabelledLogps, loss: named.ApoZeroUnpaired) -> torch.Tensor:
     """1 - s(r) where desirable, s(r) where not. APO, D'Oosterlinck et al. 2024 (2408.06266), equation 7, unpaired."""
     reward = loss.beta * seen.logratios
     return _weighed(seen, loss, torch.sigmoid(-reward), torch.sigmoid(reward))
 
 
-def bco(seen: LabelledLogps, loss: objectives.Bco) -> torch.Tensor:
+def bco(seen: LabelledLogps, loss: named.Bco) -> torch.Tensor:
     """-log s(r - d) where desirable, -log s(d - r) where not. BCO, Jung et al. 2024 (2404.04656).
 
     d is the middle between the mean rewards of both kinds over all steps so far.
@@ -41,7 +41,7 @@ def bco(seen: LabelledLogps, loss: objectives.Bco) -> torch.Tensor:
     return _weighed(seen, loss, -logsigmoid(above), -logsigmoid(-above))
 
 
-def bco_memory(seen: LabelledLogps, loss: objectives.Bco, memory: dict[str, float]) -> dict[str, float]:
+def bco_memory(seen: LabelledLogps, loss: named.Bco, memory: dict[str, float]) -> dict[str, float]:
     """d with the rewards of this step in it: running means of both kinds, and their counts."""
     rewards, after = loss.beta * seen.logratios, dict(memory)
     for kind, wanted in (("desirable", seen.label > 0), ("undesirable", seen.label <= 0)):

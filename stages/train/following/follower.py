@@ -4,9 +4,9 @@ import time
 from threading import Event
 
 from stages.progress import Progress
+from stages.train.following.metrics_log import START, MetricsLog
+from stages.train.following.watch import say_where
 from stages.train.job import Job
-from stages.train.metrics_log import START, MetricsLog
-from stages.train.watch import say_where
 
 _LOOK_SECONDS = 0.3
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from stages.errors import ContractError
-from stages.train.batch import Batch
+from stages.train.pairs.batch import Batch
 
 _CAUSES = (
     "Likely causes: the policy is not the model that was scored (then set train.starts_at_reference: false); "

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from stages import schema
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
-from stages.train.node_cache import NodeCache
+from stages.train.pairs.node_cache import NodeCache
 
 Counts = dict[str, np.ndarray]  # [parts] int64, of each split
 

@@ -16,8 +16,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from stages.logps.model import PairLogprobs
 from stages.model_files import split_revision
 from stages.train.config import TrainConfig
-from stages.train.lora import merge_adapters, save_adapter
-from stages.train.weight_files import WeightFiles
+from stages.train.policy.lora import merge_adapters, save_adapter
+from stages.train.policy.weight_files import WeightFiles
 
 FILE_BYTES = 5 * 10**9
 _PREFIX = "causal_lm."  # where PairLogprobs holds the model

@@ -2,8 +2,8 @@
 
 import torch
 
-from stages.train.losses import LabelledLogps, Logps
-from stages.train.objectives import Loss
+from stages.train.objective.losses import LabelledLogps, Logps
+from stages.train.objective.named.loss import Loss
 
 
 def report(seen: Logps, losses: torch.Tensor, loss: Loss) -> dict[str, float]:

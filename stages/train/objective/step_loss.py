@@ -9,9 +9,9 @@ import torch.distributed as dist
 
 from stages import schema
 from stages.logps.model import PairLogprobs
-from stages.train.batch import Batch
-from stages.train.losses import LabelledLogps, Logps, Memory, PairLogps, losses_of, remembered
-from stages.train.objectives import Loss
+from stages.train.objective.losses import LabelledLogps, Logps, Memory, PairLogps, losses_of, remembered
+from stages.train.objective.named.loss import Loss
+from stages.train.pairs.batch import Batch
 
 
 @dataclass(frozen=True)
