@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import recipe as recipes
 from pipeline.plan import State, Step, plan
-from pipeline.recipe import Cluster, Recipe
+from pipeline.recipe.load import load
+from pipeline.recipe.sections import Cluster, Recipe
 from pipeline.runner import run
 from pipeline.store import Store, damage
-from pipeline.tables import figure, print_done, print_plan
+from pipeline.view.tables import figure, print_done, print_plan
 from stages.errors import ContractError, MissingArtifact, RecipeError, is_disk_full
 
 app = typer.Typer(
@@ -65,8 +65,8 @@ def run_command(
         print_plan(steps, as_json=False)
         return
     from pipeline.cluster import connected
-    from pipeline.terminal import bar, quiet
-    from pipeline.trackers import trackers
+    from pipeline.view.terminal import bar, quiet
+    from pipeline.view.trackers import trackers
 
     log = store.work / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{what.name}.log"
     with quiet(log, verbose) as console, _errors(console, None if verbose else log):
@@ -142,7 +142,7 @@ def submit(
     from pipeline.plan import identify
 
     with _errors(Console(stderr=True)):
-        what, where = recipes.load(recipe, cluster, set_ or [])
+        what, where = load(recipe, cluster, set_ or [])
         identities = identify(what, Digests(None))
         last = _selected(only, from_, until, list(identities))[-1]
         identity = identities[last]
@@ -159,7 +159,7 @@ def main() -> None:
 
 def _load(recipe: Path, cluster: Path, overrides: list[str] | None) -> tuple[Recipe, Cluster, Store, list[Step]]:
     with _errors(Console(stderr=True)):
-        what, where = recipes.load(recipe, cluster, overrides or [])
+        what, where = load(recipe, cluster, overrides or [])
         store = Store.open(where.root, where.work)
         return what, where, store, plan(what, store)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.recipe import Cluster
+from pipeline.recipe.sections import Cluster
 from stages import storage
 from stages.errors import RecipeError
 from stages.train.config import Elastic

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.fingerprint import differences, fingerprint
 from pipeline.graph import STAGES, Stage, named
 from pipeline.identity import Digests, model_identity, source_identity
-from pipeline.recipe import Recipe
+from pipeline.recipe.sections import Recipe
 from pipeline.store import Store, damage
 from stages.artifacts import MANIFEST, Manifest, PreferencePairs
 from stages.config import Config

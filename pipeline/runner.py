@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.plan import State, Step, known, look_up
-from pipeline.recipe import Cluster
+from pipeline.recipe.sections import Cluster
 from pipeline.store import Store
 from stages import storage
 from stages.artifacts import MANIFEST

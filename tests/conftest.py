@@ -12,10 +12,10 @@ import pytest
 import torch.distributed as dist
 import yaml
 
-from pipeline import recipe as recipes
 from pipeline.cluster import connected
 from pipeline.plan import Step, plan
-from pipeline.recipe import Cluster
+from pipeline.recipe.load import load
+from pipeline.recipe.sections import Cluster
 from pipeline.runner import Done, run
 from pipeline.store import Store
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
@@ -124,11 +124,11 @@ class Project:
         return self.folder / "cluster.yaml"
 
     def plan(self, *overrides: str) -> dict[str, Step]:
-        recipe, cluster = recipes.load(self.recipe, self.cluster, list(overrides))
+        recipe, cluster = load(self.recipe, self.cluster, list(overrides))
         return {step.name: step for step in plan(recipe, Store.open(cluster.root, cluster.work))}
 
     def run(self, *overrides: str, stages: Sequence[str] = ("shard", "score", "train")) -> dict[str, Done]:
-        recipe, cluster = recipes.load(self.recipe, self.cluster, list(overrides))
+        recipe, cluster = load(self.recipe, self.cluster, list(overrides))
         store = Store.open(cluster.root, cluster.work)
         done = run(
             plan(recipe, store),

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.recipe import Cluster, Recipe, load
+from pipeline.recipe.load import load
+from pipeline.recipe.sections import Cluster, Recipe
 from stages.errors import RecipeError
 
 GOOD = {"model": "m", "shard": {"source": "s.jsonl"}, "score": {}, "train": {}}

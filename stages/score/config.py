@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from stages.config import Config, Count, Fraction
+from stages.engine.config import EngineResources
 
 
 class Acceptance(Config):
@@ -29,17 +30,11 @@ class ScoreConfig(Config):
     accept: Acceptance = Acceptance()
 
 
-class ScoreResources(Config):
+class ScoreResources(EngineResources):
     actors: Count = 1
     cpus_per_actor: Count = 1
-    gpus_per_actor: int = Field(0, ge=0)  # vLLM splits the model over them
     attempts: Count = 3  # at a part, before the pairs that make it fail are searched for and set aside
-    # vLLM
-    max_num_seqs: Count = 64
-    max_num_batched_tokens: Count | None = None  # None: up to 8192, less where logits of so many would be too large
     share_prompt_prefix: bool = False  # a prompt is computed once a pair, where the engine picks tokens (V2 runner)
-    memory_fraction: float = Field(0.3, gt=0, le=1)  # of the GPU, or of the machine's memory
-    kv_cache_gib: Count = 1  # CPU only
-    # torch
+    # Of the torch backend:
     max_tokens_per_batch: Count = 8192  # bounds memory
     compile: bool = False  # each decoder layer, with torch.compile; needs a C++ compiler, and time at the start

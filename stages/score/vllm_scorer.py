@@ -1,6 +1,5 @@
 """Scores with a vLLM engine: token ids in, the log-probs of each completion's tokens out."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,40 +7,15 @@ import numpy as np
 import pyarrow as pa
 
 from stages import schema
-from stages.model_files import split_revision, vocabulary
+from stages.engine.vllm_engine import picks_tokens, start_engine
 from stages.score.config import ScoreConfig, ScoreResources
-
-_LOGITS_BYTES = 4 << 30  # for the logits of an engine that makes them, and their softmax, for all tokens of a step
 
 
 class VllmScorer:
     def __init__(self, config: ScoreConfig, resources: ScoreResources, longest: int):
-        gpus = resources.gpus_per_actor
-        # The engine lives in this process: nothing is copied over a socket, and no orphan is left when the actor dies.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        if not gpus:
-            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(resources.kv_cache_gib)
-        from vllm import LLM
-
-        folder, revision = split_revision(config.model)
-        self.engine = LLM(
-            folder,
-            revision=revision,
-            dtype=config.dtype,
-            max_model_len=longest + 1,  # vLLM wants room for the one token that it must generate
-            max_num_seqs=resources.max_num_seqs,
-            max_num_batched_tokens=resources.max_num_batched_tokens or _batched_tokens(config.model, longest),
-            gpu_memory_utilization=resources.memory_fraction,
-            tensor_parallel_size=max(gpus, 1),
-            distributed_executor_backend="mp" if gpus > 1 else None,  # the ray executor leaks placement groups
-            enforce_eager=True,  # scoring is all prefill; graphs gain nothing
-            enable_prefix_caching=resources.share_prompt_prefix,
-            skip_tokenizer_init=True,
-            # A trainer takes the softmax in float32 of what its head gives; here the head can be float32 itself.
-            hf_overrides={"head_dtype": "float32"} if gpus and config.dtype != "float32" else None,
-        )
-        # Model Runner V2 (vLLM 0.32) takes the wanted tokens, and runs the head for them alone; older ones take none.
-        self.picks_tokens = bool(self.engine.llm_engine.vllm_config.use_v2_model_runner)
+        # vLLM wants room for the one token that it must generate.
+        self.engine = start_engine(config.model, config.dtype, longest + 1, resources, resources.share_prompt_prefix)
+        self.picks_tokens = picks_tokens(self.engine)
         self.shares_prefix = self.picks_tokens and resources.share_prompt_prefix
 
     @property
@@ -101,9 +75,3 @@ class VllmScorer:
         prompts = [TokensPrompt(prompt_token_ids=prompt + completion) for prompt, completion in sequences]
         outputs: list[Any] = self.engine.generate(prompts, sampling, use_tqdm=False)
         return outputs
-
-
-def _batched_tokens(model: str, longest: int) -> int | None:
-    """Tokens of an engine step, at least one sequence's; None, vLLM's own choice, where the vocabulary is not known."""
-    size = vocabulary(model)
-    return None if size is None else max(longest + 1, min(8192, _LOGITS_BYTES // (size * 6)))  # 2 bytes, and 4

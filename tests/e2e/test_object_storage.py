@@ -12,8 +12,8 @@ import yaml
 from conftest import ROOT, Project, make_project
 from moto.server import ThreadedMotoServer
 
-from pipeline import recipe as recipes
 from pipeline.plan import Step, plan
+from pipeline.recipe.load import load
 from pipeline.store import Store
 from stages import storage
 from stages.artifacts import PolicyCheckpoint
@@ -49,7 +49,7 @@ def raydpo(project: Project, *arguments: str) -> str:
 
 
 def steps_of(project: Project, store: Store) -> dict[str, Step]:
-    return {step.name: step for step in plan(recipes.load(project.recipe, project.cluster, [])[0], store)}
+    return {step.name: step for step in plan(load(project.recipe, project.cluster, [])[0], store)}
 
 
 def test_artifacts_may_lie_in_object_storage(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.recipe import Recipe, Wandb
+from pipeline.recipe.sections import Recipe, Wandb
 
 
 class Tracker(Protocol):

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.trackers import Tracker
+from pipeline.view.trackers import Tracker
 
 # Which metrics stand beside the bar, under which short name.
 _SHOWN = {

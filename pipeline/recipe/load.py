@@ -1,49 +1,17 @@
-"""What to do (Recipe) and where (Cluster), read from YAML. Only the recipe enters an artifact's identity."""
+"""Recipe and cluster files -> their sections: overrides, what follows from what, and checks across sections."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from stages.config import Config, Count
+from pipeline.recipe.explain import explain
+from pipeline.recipe.sections import Cluster, Recipe
 from stages.errors import RecipeError
-from stages.score.config import ScoreConfig, ScoreResources
-from stages.shard.config import ShardConfig, ShardResources
-from stages.train.config import TrainConfig, TrainResources
+from stages.train.config import TrainConfig
 from stages.train.objective.named.loss import BY_NAME
-
-
-class Wandb(Config):
-    """Follow training in wandb; offline where no key is set. Watching does not change the artifact."""
-
-    project: str
-    entity: str | None = None
-
-
-class Recipe(Config):
-    name: str
-    shard: ShardConfig
-    score: ScoreConfig
-    train: TrainConfig
-    rounds: Count = 1  # each after the first has the policy of the one before for its start and its reference (TR-DPO)
-    wandb: Wandb | None = None
-    tensorboard: bool = False  # event files of training, beside the logs
-
-
-class Cluster(Config):
-    root: str = "runs"  # of all artifacts: a folder that every node sees under this path, or object storage ("s3://..")
-    work: str = "runs"  # where they are made if `root` is object storage: again a folder that every node sees
-    address: str | None = None  # of a running Ray cluster ("auto", "ray://..", "host:6379"); none: start one here
-    dashboard: str | None = None  # where `raydpo submit` sends jobs ("http://host:8265")
-    python: str = "python"  # the interpreter of a submitted job, as a shell on the cluster's head node finds it
-    env_vars: dict[str, str] = {}  # for all Ray workers
-    shard: ShardResources = ShardResources()
-    score: ScoreResources = ScoreResources()
-    train: TrainResources = TrainResources()
-
 
 Section = TypeVar("Section", Recipe, Cluster)
 
@@ -163,50 +131,5 @@ def _check(section: type[Section], content: dict[str, Any], path: Path) -> Secti
     try:
         return section.model_validate(content)
     except ValidationError as error:
-        problems: list[str] = [_explain(section, problem) for problem in error.errors()]
+        problems: list[str] = [explain(section, problem) for problem in error.errors()]
         raise RecipeError("\n  ".join([f"{path}:", *problems])) from error
-
-
-def _explain(section: type[BaseModel], problem: Any) -> str:
-    key, kind = _walk(section, problem["loc"])[0], problem["type"]
-    if kind == "union_tag_invalid":
-        return f"{key}: there is no loss {problem['ctx']['tag']}; {_hint(problem['ctx']['tag'], list(BY_NAME))}"
-    if kind == "extra_forbidden":
-        return f"{key}: no such key; {_hint(str(problem['loc'][-1]), *_keys(section, problem['loc'][:-1]))}"
-    given = "" if kind in ("missing", "value_error") else f" (given: {problem['input']!r})"
-    return f"{key}: {problem['msg'].removeprefix('Value error, ')}{given}"
-
-
-def _hint(name: str, known: list[str], deeper: Sequence[str] = ()) -> str:
-    nearest = difflib.get_close_matches(name, [*known, *deeper], n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
-
-
-def _walk(section: type[BaseModel] | None, location: tuple[Any, ...]) -> tuple[str, type[BaseModel] | None]:
-    """The key that a location of pydantic's means, and the section it names, if it names one.
-
-    Where there are several kinds of a section, as of losses, the location has the kind's name too, which is no key.
-    """
-    keys: list[str] = []
-    for name in location:
-        if section is None and name in BY_NAME:
-            section = BY_NAME[name]
-            continue
-        keys.append(str(name))
-        field = section.model_fields.get(name) if section else None
-        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_section(kind)] if field else []
-        section = kinds[0] if len(kinds) == 1 else None
-    return ".".join(keys), section
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _keys(section: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], list[str]]:
-    """Keys of the section at a location, and those of its loss, if it has one."""
-    place = _walk(section, location)[1]
-    assert place is not None, location
-    keys = list(place.model_fields)
-    deeper = {f"loss.{key}" for kind in BY_NAME.values() for key in kind.model_fields} if "loss" in keys else set()
-    return [*keys, "model"] if place is Recipe else keys, sorted(deeper)

@@ -1,0 +1,54 @@
+"""Starts a vLLM engine in this process, and says what it can do."""
+
+import os
+from typing import TYPE_CHECKING
+
+from stages.engine.config import EngineResources
+from stages.model_files import split_revision, vocabulary
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+_LOGITS_BYTES = 4 << 30  # for the logits of an engine that makes them, and their softmax, for all tokens of a step
+
+
+def start_engine(model: str, dtype: str, context: int, resources: EngineResources, keep_prefixes: bool) -> "LLM":
+    """An engine that takes token ids, for sequences of up to `context` tokens, generated ones included.
+
+    `keep_prefixes`: what sequences start with alike is computed once, as long as the cache holds it.
+    """
+    gpus = resources.gpus_per_actor
+    # The engine lives in this process: nothing is copied over a socket, and no orphan is left when the actor dies.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if not gpus:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(resources.kv_cache_gib)
+    from vllm import LLM
+
+    folder, revision = split_revision(model)
+    return LLM(
+        folder,
+        revision=revision,
+        dtype=dtype,
+        max_model_len=context,
+        max_num_seqs=resources.max_num_seqs,
+        max_num_batched_tokens=resources.max_num_batched_tokens or _batched_tokens(model, context),
+        gpu_memory_utilization=resources.memory_fraction,
+        tensor_parallel_size=max(gpus, 1),
+        distributed_executor_backend="mp" if gpus > 1 else None,  # the ray executor leaks placement groups
+        enforce_eager=True,  # scoring is all prefill; graphs gain nothing
+        enable_prefix_caching=keep_prefixes,
+        skip_tokenizer_init=True,
+        # A trainer takes the softmax in float32 of what its head gives; here the head can be float32 itself.
+        hf_overrides={"head_dtype": "float32"} if gpus and dtype != "float32" else None,
+    )
+
+
+def picks_tokens(engine: "LLM") -> bool:
+    """Whether it is told the tokens whose log-probs are wanted, and runs its head for these (Model Runner V2)."""
+    return bool(engine.llm_engine.vllm_config.use_v2_model_runner)
+
+
+def _batched_tokens(model: str, context: int) -> int | None:
+    """Tokens of an engine step, at least one sequence's; None, vLLM's own choice, where the vocabulary is not known."""
+    size = vocabulary(model)
+    return None if size is None else max(context, min(8192, _LOGITS_BYTES // (size * 6)))  # 2 bytes, and 4
