@@ -55,7 +55,7 @@ FIGURES = {
     ),
     "olmo2-32b": (
         "allenai/OLMo-2-0325-32B-SFT", "allenai/olmo-2-0325-32b-preference-mix",
-        NORM, 2e-6, "linear", 0.1, 0, 128, 1, None, 2048, 2047,
+        NORM, 5e-7, "linear", 0.1, 0, 128, 1, None, 2048, 2047,
     ),
     "olmo3-7b-instruct": (
         "allenai/Olmo-3-7B-Instruct-SFT", "allenai/Dolci-Instruct-DPO",
