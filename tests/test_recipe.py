@@ -45,11 +45,11 @@ def test_the_first_source_at_hand_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.beta=0.2", r"train\.beta: no such key; did you mean loss\.beta\?"),
+        ("train.beta=0.2", r"train\.beta: no such key; it is train\.loss\.beta, in the recipe"),
         ("trian.beta=0.2", r"trian: no such key; did you mean train\?"),
         ("shard.columns.chosn=x", r"shard\.columns\.chosn: no such key; did you mean chosen\?"),
         ("train.lora.rnk=4", r"train\.lora\.rnk: no such key; did you mean rank\?"),
-        ("train.loss=null", r"train\.loss: Input should be a valid dictionary"),
+        ("train.loss=null", r"train\.loss: Input should be a loss: its name, .* \(given: None\)"),
         ("train.zzz=1", r"train\.zzz: no such key; known: policy, .*lr"),
         ("train.loss.beta=-1", r"train\.loss\.beta: Input should be greater than 0 \(given: -1\)"),
         ("train.schedule=step", r"train\.schedule: Input should be 'linear', 'cosine' or 'constant' \(given: 'step'\)"),

@@ -139,11 +139,11 @@ def test_losses_share_shard_and_score(project: Project) -> None:
         (["train.loss=ipoo"], r"train\.loss: there is no loss ipoo; did you mean ipo\?"),
         (["train.loss=ipo", "train.loss.label_smoothing=0.1"], r"train\.loss\.label_smoothing: no such key; known: "),
         (["train.loss.divergence=alpha"], r"train\.loss: divergence: alpha and divergence_alpha go together"),
-        (["train.loss=[sigmoid]"], r"train\.loss\.terms: List should have at least 2 items"),
+        (["train.loss=[sigmoid]"], r"train\.loss: List should have at least 2 items"),
         (["train.loss=[sigmoid, kto]"], r"train\.loss: a sum trains on pairs or on labelled .* sigmoid, kto"),
         (
             ["train.loss=[sigmoid, {name: sft, wait: 2}]"],
-            r"train\.loss\.terms\.1\.wait: no such key; did you mean weight\?",
+            r"train\.loss\.1\.wait: no such key; did you mean weight\?",
         ),
         (["train.loss=orpo", "train.loss.ld_alpha=0.5"], r"train\.loss\.ld_alpha: no such key"),
     ],

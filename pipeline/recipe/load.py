@@ -1,17 +1,16 @@
 """Recipe and cluster files -> their sections: overrides, what follows from what, and checks across sections."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
-from pipeline.recipe.explain import explain
+from pipeline.recipe.explain import Key, explain, explain_truths
+from pipeline.recipe.reading import parse, read
 from pipeline.recipe.sections import Cluster, Recipe
 from stages.errors import RecipeError
-from stages.train.config import TrainConfig
-from stages.train.objective.named.loss import BY_NAME
 
 Section = TypeVar("Section", Recipe, Cluster)
 
@@ -19,44 +18,42 @@ Section = TypeVar("Section", Recipe, Cluster)
 def load(recipe: Path, cluster: Path, overrides: Sequence[str]) -> tuple[Recipe, Cluster]:
     """Read both files and apply `key=value` overrides; keys that start with "cluster." go to the cluster.
 
-    Raises RecipeError for a missing file, bad YAML, an unknown key (with the nearest right one) or a bad value.
+    Raises RecipeError for a missing file, bad YAML, an unknown key (with the right one) or a bad value.
     """
-    what, where = _read(recipe), _read(cluster)
+    what, where = read(recipe), read(cluster)
     for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise RecipeError(f"--set {override} is not key=value, for example --set train.lr=1e-6")
-        target = where if key.startswith("cluster.") else what
-        _name_loss(what)
-        _assign(target, key.removeprefix("cluster.").split("."), yaml.safe_load(value), override)
+        _override(what, where, override)
     _name_loss(what)
     what.setdefault("name", recipe.stem)
-    _spread_model(what)
-    _spread_training(what)
+    spread = _spread_model(what)
     _choose_source(what)
-    checked = _check(Recipe, what, recipe)
+    checked = _calibrated(_check(Recipe, what, recipe, spread))
     _check_rows(checked)
     _check_rounds(checked)
-    return checked, _check(Cluster, where, cluster)
+    return checked, _check(Cluster, where, cluster, {})
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise RecipeError(f"there is no file {path} (looked from {Path.cwd()})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path} holds no sections; see configs/ for examples")
-    return content
+def _override(what: dict[str, Any], where: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    keys = key.split(".")
+    if not separator or not all(keys):
+        raise RecipeError(f"--set {override} is not key=value, for example --set train.lr=1e-6")
+    value = parse(text, f"--set {override if len(override) < 80 else f'{override[:80]}..'}: the value")
+    _name_loss(what)
+    if keys[0] == "cluster" and len(keys) > 1:
+        _assign(where, keys[1:], value, override)
+    else:
+        _assign(what, keys, value, override)
 
 
 def _assign(target: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
     for key in keys[:-1]:
-        target = target.setdefault(key, {})
+        if target.get(key) is None:  # not there, or a section without keys
+            target[key] = {}
+        target = target[key]
         if not isinstance(target, dict):
-            raise RecipeError(f"--set {override}: {key} is a value, not a section")
+            kind = "a list, which is set as a whole" if isinstance(target, list) else "a value, not a section"
+            raise RecipeError(f"--set {override}: {key} is {kind}")
     target[keys[-1]] = value
 
 
@@ -67,31 +64,39 @@ def _name_loss(what: dict[str, Any]) -> None:
         train["loss"] = {"name": name}
 
 
-def _spread_model(what: dict[str, Any]) -> None:
-    """The top-level `model` is the tokenizer, the reference and the policy's start, where these are not given."""
+def _spread_model(what: dict[str, Any]) -> dict[Key, Key]:
+    """The top-level `model` is the tokenizer, the reference and the policy's start, where these are not given.
+
+    Returns it as the key that was typed for these, or should have been if none of them was.
+    """
     model = what.pop("model", None)
-    if model is not None:
-        for section, key in (("shard", "tokenizer"), ("score", "model"), ("train", "policy")):
-            what[section] = {key: model} | (what.get(section) or {})
-
-
-def _spread_training(what: dict[str, Any]) -> None:
-    """The reference is calibrated against what training will compute: its precision, and its beta."""
-    train, score = what.get("train") or {}, what.get("score") or {}
-    if isinstance(train, dict) and isinstance(score, dict) and isinstance(score.get("accept", {}), dict):
-        given = {"dtype": train.get("dtype", TrainConfig.model_fields["dtype"].default)}
-        loss = train.get("loss", {})
-        kind = BY_NAME.get(str(loss.get("name", "sigmoid"))) if isinstance(loss, dict) else None
-        if kind and (field := kind.model_fields.get("beta")):
-            given["beta"] = loss.get("beta", field.default)
-        what["score"] = score | {"accept": given | score.get("accept", {})}
+    spread: dict[Key, Key] = {}
+    for section, key in (("shard", "tokenizer"), ("score", "model"), ("train", "policy")):
+        content = {} if what.get(section) is None else what[section]
+        if isinstance(content, dict):
+            if key not in content:
+                spread[section, key] = ("model",)
+            what[section] = content if model is None else {key: model} | content
+    return spread if model is not None or len(spread) == 3 else {}
 
 
 def _choose_source(what: dict[str, Any]) -> None:
     """`shard.source` may be a list, in order of preference: the first one at hand is the source, else the last one."""
     shard = what.get("shard")
     if isinstance(shard, dict) and isinstance(names := shard.get("source"), list) and names:
-        shard["source"] = next((name for name in names if Path(str(name)).exists()), names[-1])
+        wrong = [name for name in names if not isinstance(name, str)]
+        shard["source"] = next((name for name in names if wrong or os.path.exists(name)), names[-1])
+
+
+def _calibrated(recipe: Recipe) -> Recipe:
+    """The reference is calibrated against what training will compute: its precision, and its beta."""
+    loss, accept = recipe.train.loss, recipe.score.accept
+    follows: dict[str, Any] = {"dtype": recipe.train.dtype}
+    if "beta" in type(loss).model_fields:
+        follows["beta"] = loss.beta
+    followed = {key: value for key, value in follows.items() if key not in accept.model_fields_set}
+    score = recipe.score.model_copy(update={"accept": accept.model_copy(update=followed)})
+    return recipe.model_copy(update={"score": score})
 
 
 def _check_rows(recipe: Recipe) -> None:
@@ -127,9 +132,13 @@ def _check_rounds(recipe: Recipe) -> None:
         )
 
 
-def _check(section: type[Section], content: dict[str, Any], path: Path) -> Section:
+def _check(section: type[Section], content: dict[str, Any], path: Path, spread: Mapping[Key, Key]) -> Section:
+    problems: list[str]
     try:
-        return section.model_validate(content)
+        checked = section.model_validate(content)
+        problems = explain_truths(content, checked)
     except ValidationError as error:
-        problems: list[str] = [explain(section, problem) for problem in error.errors()]
-        raise RecipeError("\n  ".join([f"{path}:", *problems])) from error
+        problems = explain(section, error.errors(), content, spread)
+    if problems:
+        raise RecipeError("\n  ".join([f"{path}:", *problems]))
+    return checked

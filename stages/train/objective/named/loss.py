@@ -10,15 +10,19 @@ from stages.train.objective.named.paired import Paired
 from stages.train.objective.named.reference_free import ReferenceFree
 
 Single = Paired | ReferenceFree | Labelled
+ALIASES = {"dpo": "sigmoid"}  # the same loss with the same fields; only the latter name is kept, and hashed
 
 
 def _by_name(given: Any) -> Any:
     """`ipo` is `{name: ipo}`; a loss without a name is DPO's; a list is a sum."""
-    if isinstance(given, str):
-        return {"name": given}
     if isinstance(given, list):
         return {"name": "sum", "terms": given}
-    return {"name": "sigmoid"} | given if isinstance(given, dict) else given
+    if isinstance(given, str):
+        given = {"name": given}
+    if not isinstance(given, dict):
+        return given
+    name = given.get("name", "sigmoid")
+    return given | {"name": ALIASES.get(name, name) if isinstance(name, str) else name}
 
 
 class Sum(Config):

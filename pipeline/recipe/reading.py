@@ -1,0 +1,78 @@
+"""YAML files and values, read strictly: what YAML leaves open or takes silently is refused by name and line."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.errors import RecipeError
+
+MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The sections of a file. Raises RecipeError where there is no such file, or it holds none."""
+    try:
+        content = parse(path.read_bytes().decode("utf-8-sig"), str(path))
+    except FileNotFoundError as error:
+        raise RecipeError(f"there is no file {path} (looked from {Path.cwd()})") from error
+    except IsADirectoryError as error:
+        raise RecipeError(f"{path} is a folder. Name the YAML file in it") from error
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}. Make it readable, or name another file") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path} is not text in UTF-8: {error.reason} at byte {error.start}. Save it as UTF-8"
+        ) from error
+    if content is None:
+        raise RecipeError(f"{path} is empty; see configs/ for examples")
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} holds no sections; see configs/ for examples")
+    return content
+
+
+def parse(text: str, name: str) -> Any:
+    """The value that `text` is, in a file or an option called `name`. Raises RecipeError where it is not YAML."""
+    try:
+        return yaml.load(text, _Strict)
+    except yaml.MarkedYAMLError as error:
+        tab = "'\\t'" in str(error.problem)
+        advice = "Indent with spaces: YAML takes no tabs" if tab else "Put quotes around what is meant as text"
+        told = f"{_place(error.problem_mark)}{error.problem}. {getattr(error, 'note', None) or advice}"
+        raise RecipeError(f"{name} is not YAML: {told}") from error
+    except yaml.reader.ReaderError as error:
+        raise RecipeError(
+            f"{name} is not YAML: {error.reason} at character {error.position}. Save it as UTF-8"
+        ) from error
+    except RecursionError as error:
+        raise RecipeError(f"{name} is not YAML that can be read: it is nested too deeply") from error
+
+
+def _place(mark: Any) -> str:
+    return f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+
+
+class _Strict(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """PyYAML takes the last of several equal keys. Asked here, before what `<<` merges is put beside them."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: dict[tuple[str, str], yaml.Mark] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                if (first := seen.get((key.tag, key.value))) is not None:
+                    lines = " and ".join(dict.fromkeys((str(first.line + 1), str(key.start_mark.line + 1))))
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"{key.value} is there twice, on line {lines}", note="Keep one of them"
+                    )
+                seen[key.tag, key.value] = key.start_mark
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """PyYAML raises whatever Python does of a date like 2024-13-45 or of `!!bool perhaps`, without the line."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                problem=f"{node.value} is no {kind}", problem_mark=node.start_mark
+            ) from error
