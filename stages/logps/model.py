@@ -12,13 +12,12 @@ from torch.nn.functional import pad as pad_end
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from stages.errors import RecipeError
-from stages.logps import attention
+from stages.logps import attention, probe
 from stages.logps.head import Head, LogitRule
 from stages.logps.layout import ROUND, Ids, Layout, pack, pad
 from stages.logps.linear import Linear
 from stages.model_files import check_fits, split_revision
 
-PROBE = [([1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12]), ([5], [3, 4, 2], [3, 7])]
 _log = logging.getLogger("raydpo")
 
 
@@ -30,6 +29,7 @@ class PairLogprobs(nn.Module):
         self.causal_lm = causal_lm
         self.rule = LogitRule.of(causal_lm.config.get_text_config())
         self.shares_prompts = False
+        self._own_attention = causal_lm.config._attn_implementation
         for module in causal_lm.modules():
             if type(module) is nn.Linear:
                 Linear.take_over(module)
@@ -44,6 +44,11 @@ class PairLogprobs(nn.Module):
         """The decoder's layers: the longest list of modules in it."""
         lists = [module for module in self.causal_lm.modules() if isinstance(module, nn.ModuleList)]
         return max(lists, key=len)
+
+    def share_prompts(self, shares: bool) -> None:
+        """Whether to lay pairs out with their common start once; if not, the model's own attention is back."""
+        self.causal_lm.set_attn_implementation(attention.NAME if shares else self._own_attention)
+        self.shares_prompts = shares
 
     def lay_out(self, pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:
         """Pairs as (prompt_ids, chosen_ids, rejected_ids) -> what this model's forward takes."""
@@ -94,38 +99,23 @@ def load(name: str, dtype: str, longest: int) -> PairLogprobs:
 
 
 def wrap(causal_lm: PreTrainedModel, name: str) -> PairLogprobs:
-    """Choose the layout for a model, and compare its log-probs with those of the model's own forward pass.
+    """Choose the layout for a model: with prompts shared where its architecture allows it.
 
-    Prompts are shared where the model's attention allows it and the comparison agrees; else the two sequences of a pair
-    are computed apart, and the log says why. Raises RecipeError where that does not agree either.
+    Else the two sequences of a pair are computed apart, and the log says why. Raises RecipeError where weights are
+    damaged, and where not even log-probs computed apart would be the model's own.
     """
     if not isinstance(causal_lm.get_output_embeddings(), nn.Linear):
         raise RecipeError(f"{name} ({type(causal_lm).__name__}) has no linear head over its vocabulary")
-    expected = _own_logps(causal_lm.eval())  # before its layers are taken over
-    if not expected.isfinite().all():
+    if not probe.own_logps(causal_lm.eval()).isfinite().all():
         raise RecipeError(
             f"{name} gives log-probs that are not finite: its weights are damaged, or too large for a dtype"
         )
+    reason = probe.why_apart(causal_lm, name, PairLogprobs)  # before its layers are taken over
     model = PairLogprobs(causal_lm)
-    reason = attention.why_not(type(causal_lm), causal_lm.config.get_text_config())
     if reason is None:
-        own = causal_lm.config._attn_implementation
-        causal_lm.set_attn_implementation(attention.NAME)
-        model.shares_prompts = True
-        try:
-            reason = _disagreement(model, expected)
-        except (NotImplementedError, TypeError, KeyError) as error:
-            reason = f"its attention asks for more than stretches give: {error}"
-        if reason is None:
-            return model
-        causal_lm.set_attn_implementation(own)
-        model.shares_prompts = False
-    if disagreement := _disagreement(model, expected):
-        raise RecipeError(
-            f"{name} ({type(causal_lm).__name__}) turns token ids into logits in a way that is not supported: "
-            f"{disagreement}"
-        )
-    _log.warning("%s: the two sequences of a pair are computed apart, because %s", name, reason)
+        model.share_prompts(True)
+    else:
+        _log.warning("%s: the two sequences of a pair are computed apart, because %s", name, reason)
     return model
 
 
@@ -139,24 +129,3 @@ def _check_rotary(config: PreTrainedConfig, name: str, longest: int) -> None:
             f"that are computed with it, so a pair's log-probs would depend on its neighbours; yours have up to "
             f"{longest} tokens. Set shard.max_length to {limit} or less"
         )
-
-
-@torch.no_grad()
-def _own_logps(causal_lm: PreTrainedModel) -> torch.Tensor:
-    """Log-probs of the probe's targets by the model's own forward pass, one sequence at a time."""
-    logps = []
-    for prompt, *sides in PROBE:
-        for side in sides:
-            logits = causal_lm(input_ids=torch.tensor([prompt + side]), use_cache=False).logits[0].float()
-            at_targets = logits[len(prompt) - 1 : -1].log_softmax(-1)
-            logps.append(at_targets.gather(1, torch.tensor(side)[:, None])[:, 0])
-    return torch.cat(logps)
-
-
-@torch.no_grad()
-def _disagreement(model: PairLogprobs, expected: torch.Tensor) -> str | None:
-    difference = (model(model.lay_out(PROBE)) - expected).abs().max().item()
-    exact = next(model.parameters()).dtype == torch.float32
-    if difference < (1e-3 if exact else 0.1) * (1 + expected.abs().max().item()):
-        return None
-    return f"log-probs would be off by {difference:.3g} nats"

@@ -6,7 +6,8 @@ import torch
 
 from stages import schema
 from stages.logps.budget import fill
-from stages.logps.model import PROBE, load
+from stages.logps.model import load
+from stages.logps.probe import PROBE
 from stages.score.config import ScoreConfig, ScoreResources
 
 
