@@ -83,6 +83,8 @@ def test_too_many_pairs_without_log_probs_stop_the_stage(trained: Project, tiny_
     model.save_pretrained(tmp_path / "model")
     config = trained.plan("score.model=" + str(tmp_path / "model"))["score"].config
     pairs, out = PreferencePairs(trained.plan()["shard"].folder), tmp_path / "out"
-    with pytest.raises(ContractError, match=r"40 of 40 pairs could not be scored.*the log-prob of token 0 is nan"):
+    with pytest.raises(
+        ContractError, match=r"40 of 40 pairs could not be scored.*the log-prob of trained token 0 is nan"
+    ):
         score(config, pairs=pairs, out=out, resources=ScoreResources())
     assert len(pq.read_table(out / "rejects.parquet")) == 40

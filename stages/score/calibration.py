@@ -19,12 +19,12 @@ from stages.errors import ContractError
 from stages.score.config import Acceptance, ScoreConfig, ScoreResources
 
 _PARTS = 16  # at most so many are read for the sample
-_START = 4  # tokens of a completion that are its start
+_START = 4  # trained tokens of a completion that are its start
 
 
 @dataclass(frozen=True)
 class Differences:
-    """Cached and live per-token log-probs of n completions: chosen, rejected, chosen, ..."""
+    """Cached and live log-probs of the trained tokens of n completions: chosen, rejected, chosen, ..."""
 
     cached: list[np.ndarray]
     live: list[np.ndarray]
