@@ -78,7 +78,7 @@ REJECTS = pa.schema(
     [
         ("source", pa.string()),
         ("source_row", pa.int64()),
-        ("reason", pa.string()),  # empty | equal | too_long | duplicate | malformed
+        ("reason", pa.string()),  # empty | equal | too_long | duplicate | malformed | nothing_trained
         ("detail", pa.string()),  # what exactly was wrong with this row
         ("row", pa.large_string()),  # the triple as it was read, JSON
     ]
