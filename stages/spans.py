@@ -30,6 +30,11 @@ def cut(spans: Spans, length: int) -> list[int]:
     return [min(edge, length) for start, stop in pieces(spans) if start < length for edge in (start, stop)]
 
 
+def told(ids: Sequence[Sequence[int]], trained: Sequence[Spans]) -> Sequence[Spans]:
+    """What an id of some completions tells of their spans: nothing, where all of each is trained."""
+    return () if all(list(spans) == whole(len(side)) for side, spans in zip(ids, trained, strict=True)) else trained
+
+
 def marks(length: int, spans: Spans) -> np.ndarray:
     """[length] bool: whether a token is trained."""
     found = np.zeros(length, bool)
@@ -55,9 +60,8 @@ def problem(column: pa.ChunkedArray, lengths: np.ndarray) -> str | None:
     """What is wrong with the spans of completions of `lengths` [rows] tokens, if anything is: of the first such row."""
     sizes = _array(column).value_lengths().to_numpy()
     if len(bad := np.flatnonzero((sizes == 0) | (sizes % 2 == 1))):
-        said = (
-            "has no span: no token is trained" if not sizes[bad[0]] else f"has {sizes[bad[0]]} edges of spans, an odd"
-        )
+        size = sizes[bad[0]]
+        said = f"has {size} edges of spans, of which one has no other" if size else "has no span: no token is trained"
         return f"row {bad[0]} {said}"
     flat, ends = _flat(column)
     rows = np.repeat(np.arange(len(sizes)), sizes)

@@ -69,7 +69,7 @@ def test_other_columns_and_nulls_are_refused() -> None:
     ("spans", "said"),
     [
         ([], "has no span: no token is trained"),
-        ([0, 1, 2], "has 3 edges of spans, an odd"),
+        ([0, 1, 2], "has 3 edges of spans, of which one has no other"),
         ([0, 3, 2, 4], "has the spans [0, 3, 2, 4], which are not sorted, apart and inside its 9 tokens"),
         ([0, 3, 3, 4], "has the spans [0, 3, 3, 4]"),
         ([4, 4], "has the spans [4, 4]"),

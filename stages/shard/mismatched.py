@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.errors import ContractError
-from stages.shard.tokenization import hash_of, told_spans
-from stages.spans import cut
+from stages.shard.tokenization import hash_of
+from stages.spans import cut, told
 
 
 def with_mismatched(rows: pa.Table, max_length: int) -> tuple[pa.Table, pa.Table]:
@@ -32,7 +32,7 @@ def with_mismatched(rows: pa.Table, max_length: int) -> tuple[pa.Table, pa.Table
         if other is not None:
             taken.append(completions[other][:room])
             spans.append(cut(trained[other], room))
-            ids.append(next(row_ids) + hash_of(prompt, taken[-1], *told_spans(taken[-1:], spans[-1:]))[:16])
+            ids.append(next(row_ids) + hash_of(prompt, taken[-1], *told(taken[-1:], spans[-1:]))[:16])
     for name, values in (
         ("pair_id", pa.array(ids, pa.string())),
         ("mismatched_ids", pa.array(taken, pa.list_(pa.int32()))),

@@ -11,7 +11,7 @@ from stages.errors import RecipeError
 from stages.model_files import split_revision
 from stages.shard.config import ShardConfig
 from stages.shard.triple import Labelled, Triple
-from stages.spans import whole
+from stages.spans import told, whole
 
 
 class Rejected(ValueError):
@@ -38,7 +38,7 @@ class Pair:
     def pair_id(self) -> str:
         """32 hex digits of the three id lists, and of the spans where they are not all of both sides."""
         ids, trained = (self.chosen_ids, self.rejected_ids), (self.chosen_trained, self.rejected_trained)
-        return hash_of(self.prompt_ids, *ids, *told_spans(ids, trained))
+        return hash_of(self.prompt_ids, *ids, *told(ids, trained))
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,11 @@ class Completion:
     @property
     def row_id(self) -> str:
         """16 hex digits of the ids and the label, and of the spans where they are not all."""
-        spans = told_spans((self.completion_ids,), (self.completion_trained,))
+        spans = told((self.completion_ids,), (self.completion_trained,))
         return hash_of(self.prompt_ids, self.completion_ids, [int(self.label)], *spans)[:16]
 
 
-def told_spans(ids: Sequence[list[int]], trained: Sequence[list[int]]) -> Sequence[list[int]]:
-    """What a hash of some completions needs to know of their spans: nothing, where all of each is trained."""
-    return () if all(spans == whole(len(side)) for side, spans in zip(ids, trained, strict=True)) else trained
-
-
-def hash_of(*lists: list[int]) -> str:
+def hash_of(*lists: Sequence[int]) -> str:
     """32 hex digits."""
     digest = hashlib.sha256()
     for ids in lists:
