@@ -46,9 +46,9 @@ class Differences:
     def cause(self) -> str:
         """The likeliest reason for differences that rounding does not explain."""
         size = _rms(self.tokens)
-        ahead = [a[:-1] - b[1:] for a, b in zip(self.cached, self.live, strict=True)]
-        behind = [a[1:] - b[:-1] for a, b in zip(self.cached, self.live, strict=True)]
-        if min(_rms(np.concatenate(ahead)), _rms(np.concatenate(behind))) < size / 3:
+        ahead = np.concatenate([a[:-1] - b[1:] for a, b in zip(self.cached, self.live, strict=True)])
+        behind = np.concatenate([a[1:] - b[:-1] for a, b in zip(self.cached, self.live, strict=True)])
+        if len(ahead) and min(_rms(ahead), _rms(behind)) < size / 3:
             return "they fit when moved by one token: the engine's positions are off by one"
         start = _rms(np.concatenate([a[:_START] - b[:_START] for a, b in zip(self.cached, self.live, strict=True)]))
         rest = np.concatenate([a[_START:] - b[_START:] for a, b in zip(self.cached, self.live, strict=True)])
