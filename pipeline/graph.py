@@ -33,13 +33,13 @@ class Stage:
         return {argument: made_by for argument, made_by in self.inputs.items() if argument not in config.unread}
 
 
-SHARD = Stage("shard", version=2, inputs={}, output=PreferencePairs, models=(), each_round=False)
+SHARD = Stage("shard", version=3, inputs={}, output=PreferencePairs, models=(), each_round=False)
 SCORE = Stage(
-    "score", version=2, inputs={"pairs": "shard"}, output=ReferenceLogprobs, models=("model",),
+    "score", version=3, inputs={"pairs": "shard"}, output=ReferenceLogprobs, models=("model",),
     acceptance=("accept",), takes_over=True,
 )  # fmt: skip
 TRAIN = Stage(
-    "train", version=3, inputs={"pairs": "shard", "logprobs": "score"}, output=PolicyCheckpoint, models=("policy",)
+    "train", version=4, inputs={"pairs": "shard", "logprobs": "score"}, output=PolicyCheckpoint, models=("policy",)
 )
 
 

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages import schema
+from stages import schema, spans
 from stages.errors import ContractError, MissingArtifact
 
 MANIFEST = "manifest.json"
@@ -169,7 +170,7 @@ class PolicyCheckpoint:
 
 
 def check_covers(logprobs: pa.Table, pairs: pa.Table, where: str) -> None:
-    """Raise ContractError unless `logprobs` holds finite values for exactly the rows and tokens of `pairs`.
+    """Raise ContractError unless `logprobs` holds finite values for exactly the rows and trained tokens of `pairs`.
 
     Rows with an `error` hold none.
     """
@@ -184,9 +185,8 @@ def check_covers(logprobs: pa.Table, pairs: pa.Table, where: str) -> None:
     logprobs, pairs = logprobs.filter(scored), pairs.filter(scored)
     for side in schema.sides(pairs.column_names):
         tokens = logprobs[f"ref_{side}_token_logps"].combine_chunks()
-        ids = pairs[f"{side}_ids"].combine_chunks()
-        if not tokens.value_lengths().equals(ids.value_lengths()):
-            raise ContractError(f"{where} has not as many {side} log-probs as tokens. {_remedy('score')}")
+        if not np.array_equal(tokens.value_lengths().to_numpy(), spans.counts(pairs[f"{side}_trained"])):
+            raise ContractError(f"{where} has not as many {side} log-probs as trained tokens. {_remedy('score')}")
         for values in (tokens.flatten(), logprobs[f"ref_{side}_logps"].combine_chunks()):
             if not _all_finite(values):
                 raise ContractError(f"{where} has {side} log-probs that are not finite. {_remedy('score')}")

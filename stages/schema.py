@@ -10,16 +10,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages import storage
+from stages import spans, storage
 from stages.errors import ContractError
 
 PAIRS = pa.schema(
     [
-        ("pair_id", pa.string()),  # 32 hex digits, a hash of the three id lists; unique in the artifact
-        ("split", pa.string()),  # "train" or "eval"; follows from the prompt, so no prompt is on both sides
+        # 32 hex digits, a hash of the three id lists, and of the trained spans where they are not all; unique
+        ("pair_id", pa.string()),
+        ("split", pa.string()),  # "train", "eval", or "eval/<name>" of a named held-out set; no prompt is on both sides
         ("prompt_ids", pa.list_(pa.int32())),  # never empty: the first completion token needs a context
         ("chosen_ids", pa.list_(pa.int32())),  # ends with the end token, unless it was cut at max_length
         ("rejected_ids", pa.list_(pa.int32())),  # likewise; differs from chosen_ids
+        ("chosen_trained", pa.list_(pa.int32())),  # spans of the ids that are trained (spans.py); [0, n] is all of them
+        ("rejected_trained", pa.list_(pa.int32())),
+        ("weight", pa.float32()),  # of the pair in the loss
         ("margin", pa.float64()),  # how much better chosen is, as the triple says; null where it says nothing
         ("source", pa.string()),  # file or dataset the triple was read from
         ("source_row", pa.int64()),  # its row there, counted from 0
@@ -29,11 +33,15 @@ PAIRS = pa.schema(
 # A labelled completion, and for the KL term of KTO another prompt's completion after this prompt: together a pair too.
 LABELLED = pa.schema(
     [
-        ("pair_id", pa.string()),  # 16 hex digits of prompt, completion and label, 16 of prompt and mismatched
+        # 16 hex digits of prompt, completion and label, 16 of prompt and mismatched, with their spans as in PAIRS
+        ("pair_id", pa.string()),
         ("split", pa.string()),
         ("prompt_ids", pa.list_(pa.int32())),
         ("completion_ids", pa.list_(pa.int32())),
         ("mismatched_ids", pa.list_(pa.int32())),  # of the next row of the part that has another prompt
+        ("completion_trained", pa.list_(pa.int32())),  # spans, as in PAIRS
+        ("mismatched_trained", pa.list_(pa.int32())),
+        ("weight", pa.float32()),
         ("label", pa.bool_()),  # true: desirable
         ("source", pa.string()),
         ("source_row", pa.int64()),
@@ -54,9 +62,10 @@ def _logprobs(first: str, second: str) -> pa.Schema:
         [
             ("pair_id", pa.string()),  # equal to row i of the pairs' part of the same name
             ("error", pa.string()),  # null; else why this pair could not be scored, and then what follows is null
-            (f"ref_{first}_logps", pa.float64()),  # sum over completion tokens, nats
+            (f"ref_{first}_logps", pa.float64()),  # sum over the completion's trained tokens, nats
             (f"ref_{second}_logps", pa.float64()),
-            (f"ref_{first}_token_logps", pa.list_(pa.float32())),  # log p(ids[t] | prompt, ids[<t]), nats
+            # Of each trained token t, in order: log p(ids[t] | prompt, ids[<t]), nats
+            (f"ref_{first}_token_logps", pa.list_(pa.float32())),
             (f"ref_{second}_token_logps", pa.list_(pa.float32())),
         ]
     )
@@ -69,7 +78,7 @@ REJECTS = pa.schema(
     [
         ("source", pa.string()),
         ("source_row", pa.int64()),
-        ("reason", pa.string()),  # empty | equal | too_long | duplicate | malformed
+        ("reason", pa.string()),  # empty | equal | too_long | duplicate | malformed | nothing_trained
         ("detail", pa.string()),  # what exactly was wrong with this row
         ("row", pa.large_string()),  # the triple as it was read, JSON
     ]
@@ -92,7 +101,8 @@ _REPEATED = {"split", "source", "reason", "error", "part"}  # columns of few dif
 def validate(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     """Return `table` if its columns are exactly those of `schema`, without nulls; else raise ContractError.
 
-    Rows that have an `error` may, and shall, have nulls.
+    Rows that have an `error` may, and shall, have nulls. Spans of trained tokens lie in their completions, and no
+    weight is negative.
     """
     if not table.schema.equals(schema):
         raise ContractError(f"{where} has the columns [{_columns(table.schema)}], not [{_columns(schema)}]")
@@ -100,16 +110,25 @@ def validate(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     for name in schema.names:
         if name not in _MAY_BE_NULL and whole[name].null_count:
             raise ContractError(f"{where} has {whole[name].null_count} nulls in column {name}; none is allowed")
+    for name in schema.names:
+        if name.endswith("_trained"):
+            lengths = pc.list_value_length(table[name.replace("_trained", "_ids")]).to_numpy()
+            if problem := spans.problem(table[name], lengths):
+                raise ContractError(f"{where}, {name}: {problem}")
+    if "weight" in schema.names:
+        bad = table.filter(pc.invert(pc.and_(pc.is_finite(table["weight"]), pc.greater_equal(table["weight"], 0.0))))
+        if len(bad):
+            raise ContractError(f"{where} has the weight {bad['weight'][0]} for pair {bad['pair_id'][0]}")
     return table
 
 
 def logprobs_table(pairs: pa.Table, token_logps: Sequence[Any]) -> pa.Table:
-    """Per-token log-probs of the 2B completions of B pairs (PAIRS or LABELLED) -> B rows, some with an error.
+    """Log-probs of 2B completions, a trained token each, of B pairs (PAIRS or LABELLED) -> B rows, some with an error.
 
     `token_logps` are in the order chosen, rejected, chosen, ..; None where an engine gave nothing.
     """
     both = sides(pairs.column_names)
-    lengths = [pc.list_value_length(pairs[f"{side}_ids"]).to_pylist() for side in both]
+    lengths = [spans.counts(pairs[f"{side}_trained"]) for side in both]
     rows = []
     for i, pair_id in enumerate(pairs["pair_id"].to_pylist()):
         row: dict[str, Any] = {"pair_id": pair_id, "error": None}
@@ -127,6 +146,12 @@ def logprobs_schema(pairs: pa.Table) -> pa.Schema:
     return LOGPROBS if sides(pairs.column_names) == PAIR_SIDES else LABELLED_LOGPROBS
 
 
+def num_tokens(pairs: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of prompt, first and second completion of each pair [B]: as far as a model reads, the last trained token."""
+    first, second = (spans.stops(pairs[f"{side}_trained"]) for side in sides(pairs.column_names))
+    return pc.list_value_length(pairs["prompt_ids"]).to_numpy(), first, second
+
+
 def unscored_table(pairs: pa.Table, errors: Sequence[str]) -> pa.Table:
     """Rows of log-probs for pairs that none could be had of."""
     rows = [
@@ -140,10 +165,10 @@ def _problem(values: Any, length: int) -> str | None:
     if values is None:
         return "the engine gave no log-probs"
     if len(values) != length:
-        return f"the engine gave {len(values)} log-probs for {length} tokens"
+        return f"the engine gave {len(values)} log-probs for {length} trained tokens"
     if not (finite := np.isfinite(values)).all():
         where = int(np.argmin(finite))
-        return f"the log-prob of token {where} is {values[where]}"
+        return f"the log-prob of trained token {where} is {values[where]}"
     return None
 
 

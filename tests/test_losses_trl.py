@@ -15,6 +15,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+from stages import spans
 from stages.logps.model import PairLogprobs, load
 from stages.train.objective.losses import losses_of
 from stages.train.objective.named import labelled, paired, reference_free
@@ -168,7 +169,8 @@ def with_reference(rows: list[Row], reference: PairLogprobs) -> list[Row]:
     first, second = ("completion", "mismatched") if "label" in rows[0] else ("chosen", "rejected")
     scored = []
     for row in rows:
-        layout = reference.lay_out([(row["prompt_ids"], row[f"{first}_ids"], row[f"{second}_ids"])])
+        trained = row.get(f"{first}_trained"), row.get(f"{second}_trained")
+        layout = reference.lay_out([(row["prompt_ids"], row[f"{first}_ids"], row[f"{second}_ids"])], [trained])
         with torch.no_grad():
             values = dict(zip((first, second), layout.split(reference(layout)), strict=True))
         tokens = {f"ref_{side}_token_logps": each.tolist() for side, each in values.items()}
@@ -212,6 +214,34 @@ def test_dpo_losses_through_the_model(loss: Any, dpo: DPOTrainer, models: Models
     as_trl_names_it(dpo, loss)
     dpo.precompute_ref_logps = False
     theirs = dpo.compute_loss(models.theirs, dpo.data_collator(rows))
+    assert_alike(loss, with_reference(rows, models.our_reference), models, theirs)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        paired.Sigmoid(beta=0.3, ld_alpha=0.4),
+        paired.Ipo(beta=0.3),
+        paired.Sigmoid(beta=0.3, wpo=True),
+        reference_free.Sft(),
+    ],
+    ids=by_fields,
+)
+def test_a_completion_mask_of_the_spans_is_trl_s_way(loss: Any, dpo: DPOTrainer, models: Models) -> None:
+    """As the README of shard says: with the mask in the collator's place, TRL counts trained tokens as we do."""
+    rows = random_rows()
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            count = len(row[f"{side}_ids"])
+            row[f"{side}_trained"] = [0, 1, count // 2, count - 1] if count > 5 else [count - 1, count]
+    as_trl_names_it(dpo, loss)
+    dpo.precompute_ref_logps = False
+    inputs = dpo.data_collator(rows)
+    sides = [(row, side) for side in ("chosen", "rejected") for row in rows]
+    for mask, (row, side) in zip(inputs["completion_mask"], sides, strict=True):
+        start, marks = len(row["prompt_ids"]), spans.marks(len(row[f"{side}_ids"]), row[f"{side}_trained"])
+        mask[start : start + len(marks)] = torch.from_numpy(marks)
+    theirs = dpo.compute_loss(models.theirs, inputs)
     assert_alike(loss, with_reference(rows, models.our_reference), models, theirs)
 
 

@@ -11,11 +11,17 @@ import pytest
 from stages import schema
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError
+from stages.spans import count
 from stages.train.pairs.node_cache import NodeCache
 from stages.train.pairs.order import Order
 from stages.train.pairs.pair_set import PairSet
 
 PARTS, ROWS = 24, 20
+
+
+def spans_of(length: int) -> list[int]:
+    """All but every third token."""
+    return [min(edge, length) for start in range(0, length, 3) for edge in (start, start + 2)]
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +37,17 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreferencePairs, 
                     f"{side}_ids": random.integers(0, 300, random.integers(1, 30)).tolist()
                     for side in ("prompt", "chosen", "rejected")
                 },
+                "weight": 1.0 + row % 3,
                 "source": "none",
                 "source_row": part * ROWS + row,
             }
             for row in range(ROWS)
         ]
+        for row in rows:  # every third token is context
+            row |= {f"{side}_trained": spans_of(len(row[f"{side}_ids"])) for side in schema.PAIR_SIDES}
         pairs = pa.Table.from_pylist(rows, schema=schema.PAIRS)
         token_logps = [
-            None if row["source_row"] % 15 == 1 else -random.random(len(row[f"{side}_ids"]), np.float32)
+            None if row["source_row"] % 15 == 1 else -random.random(count(row[f"{side}_trained"]), np.float32)
             for row in rows
             for side in schema.PAIR_SIDES
         ]
@@ -60,7 +69,13 @@ def test_rows_are_those_of_the_split_that_have_log_probs(written: tuple, tmp_pat
     for row, number in zip(pairs.read(numbers), numbers, strict=True):
         assert row == {name: expected[number][name] for name in row}
         assert {"prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_token_logps", "margin"} <= row.keys()
-    lengths = [sum(len(expected[n][f"{side}_ids"]) for side in ("prompt", "chosen", "rejected")) for n in numbers]
+        assert {"chosen_trained", "rejected_trained", "weight"} <= row.keys()
+        assert len(row["ref_chosen_token_logps"]) == count(row["chosen_trained"])
+    # What comes after the last trained token is not computed.
+    lengths = [
+        len(expected[n]["prompt_ids"]) + sum(expected[n][f"{side}_trained"][-1] for side in schema.PAIR_SIDES)
+        for n in numbers
+    ]
     assert pairs.lengths(numbers).tolist() == lengths
     assert pairs.ids(numbers) == [expected[number]["pair_id"] for number in numbers]
     assert len(PairSet(written[0], None, "train")) + len(PairSet(written[0], None, "eval")) == PARTS * ROWS

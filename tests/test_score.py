@@ -1,16 +1,20 @@
 """Scoring: two backends that agree, and parts that are made once."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import Project
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.artifacts import PreferencePairs, ReferenceLogprobs
+from stages import schema, spans
+from stages.artifacts import Manifest, PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError, RecipeError
-from stages.score.config import ScoreConfig, ScoreResources
+from stages.score.config import Acceptance, ScoreConfig, ScoreResources
 from stages.score.run import score
 from stages.score.torch_scorer import TorchScorer
 
@@ -32,6 +36,55 @@ def test_vllm_loads_the_trained_policy_and_agrees_with_torch(trained: Project, t
     reference = all_token_logps(steps["score"].folder)
     assert np.abs(vllm - torch).max() < 1e-4
     assert np.abs(torch - reference).max() > 1e-2  # it is the trained policy that was scored
+
+
+@pytest.fixture(scope="module")
+def dialogues(tmp_path_factory: pytest.TempPathFactory) -> PreferencePairs:
+    """24 pairs in two parts, with turns inside their completions that are not trained."""
+    work, chance = tmp_path_factory.mktemp("dialogues"), np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for number in range(24):
+        row: dict[str, Any] = {"pair_id": f"{number:032x}", "split": "train", "source": "-", "source_row": number}
+        row["prompt_ids"] = chance.integers(5, 300, chance.integers(1, 20)).tolist()
+        start = chance.integers(5, 300, 3).tolist()  # of both completions
+        for side in schema.PAIR_SIDES:
+            row[f"{side}_ids"] = start + chance.integers(5, 300, chance.integers(5, 30)).tolist()
+            edges = chance.choice(len(row[f"{side}_ids"]), 2 * int(chance.integers(1, 4)), replace=False)
+            row[f"{side}_trained"] = sorted(edges.tolist())
+        rows.append(row | {"weight": 1.0})
+    for part in range(2):
+        table = pa.Table.from_pylist(rows[part::2], schema=schema.PAIRS)
+        schema.write_part(schema.validate(table, schema.PAIRS, "-"), work / f"part-{part:05d}.parquet")
+    facts = {"pairs": 24, "tokens": 0, "longest": 64}
+    Manifest("shard", "0" * 64, {}, [], facts, {}).write(work)
+    return PreferencePairs(work)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_scores_are_of_trained_tokens(dialogues: PreferencePairs, tiny_model: Path, tmp_path: Path) -> None:
+    """Both backends as transformers' own loss with labels of -100; and training's forward pass on the same columns."""
+    own = AutoModelForCausalLM.from_pretrained(tiny_model)
+    for backend in ("vllm", "torch"):
+        out, accept = tmp_path / backend, Acceptance(calibration_pairs=8, max_token_difference=1e-4)
+        config = ScoreConfig(model=str(tiny_model), backend=backend, dtype="float32", accept=accept)
+        facts = score(config, pairs=dialogues, out=out, resources=ScoreResources())
+        assert facts["calibration"]["per token"]["max"] < 1e-4
+        for part in dialogues.parts:
+            pairs = dialogues.read(part)
+            scored = ReferenceLogprobs(out).read(part, pairs).to_pylist()
+            for pair, found in zip(pairs.to_pylist(), scored, strict=True):
+                for side in schema.PAIR_SIDES:
+                    marks = spans.marks(len(pair[f"{side}_ids"]), pair[f"{side}_trained"])
+                    ids = torch.tensor([pair["prompt_ids"] + pair[f"{side}_ids"]])
+                    labels = ids.clone()
+                    labels[0, : len(pair["prompt_ids"])] = -100
+                    labels[0, len(pair["prompt_ids"]) :][torch.from_numpy(~marks)] = -100
+                    with torch.no_grad():
+                        total = -own(input_ids=ids, labels=labels).loss.item() * marks.sum()
+                    values = found[f"ref_{side}_token_logps"]
+                    assert len(values) == marks.sum()
+                    assert found[f"ref_{side}_logps"] == pytest.approx(sum(values), rel=1e-6)
+                    assert found[f"ref_{side}_logps"] == pytest.approx(total, rel=1e-5, abs=1e-4)
 
 
 def test_compiled_layers_compute_the_same(trained: Project, tiny_model: Path) -> None:
@@ -83,6 +136,8 @@ def test_too_many_pairs_without_log_probs_stop_the_stage(trained: Project, tiny_
     model.save_pretrained(tmp_path / "model")
     config = trained.plan("score.model=" + str(tmp_path / "model"))["score"].config
     pairs, out = PreferencePairs(trained.plan()["shard"].folder), tmp_path / "out"
-    with pytest.raises(ContractError, match=r"40 of 40 pairs could not be scored.*the log-prob of token 0 is nan"):
+    with pytest.raises(
+        ContractError, match=r"40 of 40 pairs could not be scored.*the log-prob of trained token 0 is nan"
+    ):
         score(config, pairs=pairs, out=out, resources=ScoreResources())
     assert len(pq.read_table(out / "rejects.parquet")) == 40

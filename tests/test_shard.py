@@ -15,7 +15,7 @@ from stages import schema
 from stages.artifacts import PreferencePairs
 from stages.errors import ContractError, RecipeError
 from stages.shard.config import ShardConfig, ShardResources
-from stages.shard.mismatched import next_other
+from stages.shard.mismatched import next_other, with_mismatched
 from stages.shard.run import shard
 from stages.shard.tokenization import Completion, hash_of, load_tokenizer
 
@@ -109,7 +109,9 @@ def test_triples_are_unrolled_into_labelled_completions(config: ShardConfig, tmp
         others = [other for other in rows if other["completion_ids"] == row["mismatched_ids"]]
         assert [other["prompt_ids"] != row["prompt_ids"] for other in others] == [True]
         assert int(others[0]["pair_id"][:8], 16) % 3 == int(row["pair_id"][:8], 16) % 3
-        whole = Completion(row["prompt_ids"], row["completion_ids"], row["label"], False, 0).row_id
+        whole = Completion(
+            row["prompt_ids"], row["completion_ids"], row["completion_trained"], row["label"], False, 0
+        ).row_id
         assert row["pair_id"] == whole + hash_of(row["prompt_ids"], row["mismatched_ids"])[:16]
 
 
@@ -126,14 +128,40 @@ def test_labelled_rows_make_no_pairs(config: ShardConfig, tmp_path: Path) -> Non
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=30).filter(lambda prompts: len(set(prompts)) > 1))
 def test_the_next_row_in_a_circle_with_another_prompt(prompts: list[int]) -> None:
     count = len(prompts)
-    for i, found in enumerate(next_other([[prompt] for prompt in prompts])):
+    for i, found in enumerate(next_other([[prompt] for prompt in prompts], [0] * count, [1] * count)):
         distances = [d for d in range(1, count) if prompts[(i + d) % count] != prompts[i]]
         assert found == (i + distances[0]) % count
 
 
+def test_a_mismatched_completion_moves_with_its_spans() -> None:
+    """What is cut at max_length loses spans, and one without a trained token left is passed over."""
+    ids = pa.list_(pa.int32())
+    table = pa.table(
+        {
+            "pair_id": ["a", "b", "c"],
+            "prompt_ids": pa.array([[1], [2, 2, 2, 2, 2], [3, 3]], ids),
+            "completion_ids": pa.array([[7] * 5, [8] * 3, [9] * 6], ids),
+            "completion_trained": pa.array([[0, 2, 4, 5], [0, 3], [3, 6]], ids),
+            "mismatched_ids": pa.nulls(3, ids),
+            "mismatched_trained": pa.nulls(3, ids),
+        }
+    )
+    rows, lone = with_mismatched(table, 8)
+    assert rows["mismatched_ids"].to_pylist() == [[8] * 3, [7] * 3, [7] * 5]  # c's begins too late for b
+    assert rows["mismatched_trained"].to_pylist() == [[0, 3], [0, 2], [0, 2, 4, 5]]
+    assert rows["pair_id"].to_pylist() == [
+        "a" + hash_of([1], [8] * 3)[:16],
+        "b" + hash_of([2] * 5, [7] * 3, [0, 2])[:16],
+        "c" + hash_of([3, 3], [7] * 5, [0, 2, 4, 5])[:16],
+    ]
+    assert not len(lone)
+    rows, lone = with_mismatched(table.slice(1), 8)
+    assert (rows["mismatched_ids"].to_pylist(), lone["pair_id"].to_pylist()) == ([[8] * 3], ["b"])
+
+
 def test_one_prompt_has_nothing_mismatched() -> None:
     with pytest.raises(ContractError, match=r"a part has 2 labelled completions of one prompt.*Lower shard\.num_parts"):
-        next_other([[1], [1]])
+        next_other([[1], [1]], [0, 0], [9, 9])
 
 
 def test_too_many_dropped_rows_stop_the_stage(config: ShardConfig, tmp_path: Path) -> None:

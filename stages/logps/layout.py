@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate, takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from stages.spans import Spans, pieces, whole
+
 Ids = Sequence[int]
+Both = tuple[Spans | None, Spans | None]  # of chosen and rejected: None where the whole completion is trained
 ROUND = 64  # oneDNN keeps up to a megabyte for each number of rows that it has ever multiplied
 
 
@@ -38,7 +41,10 @@ class Stretches:
 
 @dataclass(frozen=True)
 class Layout:
-    """B pairs as model inputs, and where the N tokens of their 2B completions are predicted.
+    """B pairs as model inputs, and where the N trained tokens of their 2B completions are predicted.
+
+    Tokens of a completion that are not trained are context: inputs, and no targets. All that is summed or counted here
+    is over the trained ones.
 
     Targets stand in the order chosen, rejected of the first pair, then of the second, and so on. `pack` makes one row
     (R = 1) of T tokens, with `stretches`; `pad` makes R = 2B rows, with an attention mask.
@@ -46,7 +52,7 @@ class Layout:
 
     input_ids: torch.Tensor  # [R, T] int64
     sources: torch.Tensor  # [N] int64, flat position of the token that predicts target n; -1 where there is none
-    targets: torch.Tensor  # [N] int64, ids of the completion tokens
+    targets: torch.Tensor  # [N] int64, ids of the trained tokens
     owners: torch.Tensor  # [N] int64, 2i for chosen and 2i + 1 for rejected of pair i
     num_pairs: int
     num_tokens: int  # without padding
@@ -63,11 +69,11 @@ class Layout:
         return both[0::2], both[1::2]
 
     def lengths(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens of (chosen [B], rejected [B]), float32."""
+        """Trained tokens of (chosen [B], rejected [B]), float32."""
         return self.sums(torch.ones(len(self.owners), device=self.owners.device))
 
     def in_tail(self) -> torch.Tensor:
-        """[N] float32: 1 where a token stands past the length of its pair's other completion, else 0."""
+        """[N] float32: 1 where a completion has had as many trained tokens as its pair's other one has, else 0."""
         counts = torch.bincount(self.owners, minlength=2 * self.num_pairs)
         starts = counts.cumsum(0) - counts
         positions = torch.arange(len(self.owners), device=self.owners.device) - starts[self.owners]
@@ -79,21 +85,23 @@ class Layout:
         return list(token_logps.split(torch.bincount(self.owners, minlength=2 * self.num_pairs).tolist()))
 
 
-def pack(pairs: Sequence[tuple[Ids, Ids, Ids]], multiple: int = 1) -> Layout:
+def pack(pairs: Sequence[tuple[Ids, Ids, Ids]], multiple: int = 1, trained: Sequence[Both] | None = None) -> Layout:
     """Lay out pairs, given as (prompt_ids, chosen_ids, rejected_ids), one after another in one row without padding.
 
     But for a last stretch that makes the row's length a `multiple`, and attends to itself alone.
 
-    Completions have at least one token; a prompt may be empty. The last token of a completion is predicted but predicts
-    nothing, so it is no input. Positions of both completions go on from the trunk's.
+    `trained`: of each pair the spans of both completions; left out, all tokens are trained. Each completion has at
+    least one that is; a prompt may be empty. The last trained token of a completion predicts nothing that is asked for,
+    so neither it nor what comes after it is an input. Positions of both completions go on from the trunk's.
     """
     ids: list[int] = []
     positions: list[int] = []
     lengths: list[int] = []
     shared: list[int] = []
     places: list[Sequence[int]] = []  # of each of the 2B input sequences, where its tokens stand in the row
-    for prompt, chosen, rejected in pairs:
-        first, second = ([*prompt, *side[:-1]] for side in (chosen, rejected))
+    sequences = _sequences(pairs, trained)
+    for one, other in zip(sequences[::2], sequences[1::2], strict=True):
+        first, second = one.inputs, other.inputs
         trunk = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False)))
         start, middle, end = len(ids), len(ids) + len(first), len(ids) + len(first) + len(second) - trunk
         ids += first + second[trunk:]
@@ -103,7 +111,7 @@ def pack(pairs: Sequence[tuple[Ids, Ids, Ids]], multiple: int = 1) -> Layout:
             if length:
                 lengths.append(length)
                 shared.append(count)
-    targets, num_tokens = _targets(pairs, places), len(ids)
+    targets, num_tokens = _targets(sequences, places), len(ids)
     # Where there are only empty prompts and completions of one token, a model wants a token all the same.
     if spare := -len(ids) % multiple or int(not ids):
         ids += [0] * spare
@@ -114,15 +122,35 @@ def pack(pairs: Sequence[tuple[Ids, Ids, Ids]], multiple: int = 1) -> Layout:
     return Layout(torch.tensor([ids]), *targets, len(pairs), num_tokens, position_ids=row, stretches=stretches)
 
 
-def pad(pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:
+def pad(pairs: Sequence[tuple[Ids, Ids, Ids]], trained: Sequence[Both] | None = None) -> Layout:
     """Lay out pairs as two rows each, padded on the right: for models whose attention cannot take `pack`'s."""
-    inputs = [[*prompt, *side[:-1]] or [0] for prompt, *sides in pairs for side in sides]
+    sequences = _sequences(pairs, trained)
+    inputs = [sequence.inputs or [0] for sequence in sequences]
     width = max(map(len, inputs))
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in inputs])
     filled = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in inputs])
     places = [range(start * width, start * width + len(row)) for start, row in enumerate(inputs)]
-    targets = _targets(pairs, places)
+    targets = _targets(sequences, places)
     return Layout(ids, *targets, len(pairs), sum(map(len, inputs)), attention_mask=filled)
+
+
+class _Sequence(NamedTuple):
+    """A prompt with one completion."""
+
+    inputs: list[int]
+    prompt: int  # tokens of it
+    completion: Ids
+    trained: Spans
+
+
+def _sequences(pairs: Sequence[tuple[Ids, Ids, Ids]], trained: Sequence[Both] | None) -> list[_Sequence]:
+    """The 2B sequences of B pairs: chosen, rejected, chosen, ..."""
+    found = []
+    for (prompt, *sides), both in zip(pairs, trained or [(None, None)] * len(pairs), strict=True):
+        for side, given in zip(sides, both, strict=True):
+            spans = whole(len(side)) if given is None else given
+            found.append(_Sequence([*prompt, *side[: spans[-1] - 1]], len(prompt), side, spans))
+    return found
 
 
 def _ends(lengths: Sequence[int]) -> torch.Tensor:
@@ -130,18 +158,18 @@ def _ends(lengths: Sequence[int]) -> torch.Tensor:
 
 
 def _targets(
-    pairs: Sequence[tuple[Ids, Ids, Ids]], places: Sequence[Sequence[int]]
+    sequences: Sequence[_Sequence], places: Sequence[Sequence[int]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(sources, targets, owners): a token is predicted where the token before it stands."""
     sources: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
-    sides = ((len(prompt), side) for prompt, *sides in pairs for side in sides)
-    for owner, ((start, side), place) in enumerate(zip(sides, places, strict=True)):
+    for owner, (sequence, place) in enumerate(zip(sequences, places, strict=True)):
         before = [-1, *place]
-        sources += before[start : start + len(side)]
-        targets += side
-        owners += [owner] * len(side)
+        for start, stop in pieces(sequence.trained):
+            sources += before[sequence.prompt + start : sequence.prompt + stop]
+            targets += sequence.completion[start:stop]
+            owners += [owner] * (stop - start)
     return torch.tensor(sources), torch.tensor(targets), torch.tensor(owners)
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from stages.errors import RecipeError
 from stages.logps import attention, probe
 from stages.logps.head import Head, LogitRule
-from stages.logps.layout import ROUND, Ids, Layout, pack, pad
+from stages.logps.layout import ROUND, Both, Ids, Layout, pack, pad
 from stages.logps.linear import Linear
 from stages.model_files import check_fits, split_revision
 
@@ -50,9 +50,12 @@ class PairLogprobs(nn.Module):
         self.causal_lm.set_attn_implementation(attention.NAME if shares else self._own_attention)
         self.shares_prompts = shares
 
-    def lay_out(self, pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Layout:
-        """Pairs as (prompt_ids, chosen_ids, rejected_ids) -> what this model's forward takes."""
-        return pack(pairs, ROUND) if self.shares_prompts else pad(pairs)
+    def lay_out(self, pairs: Sequence[tuple[Ids, Ids, Ids]], trained: Sequence[Both] | None = None) -> Layout:
+        """Pairs as (prompt_ids, chosen_ids, rejected_ids) -> what this model's forward takes.
+
+        `trained`: of each pair the spans of both completions (spans.py); left out, all of their tokens.
+        """
+        return pack(pairs, ROUND, trained) if self.shares_prompts else pad(pairs, trained)
 
     def compile_layers(self) -> None:
         """Let torch.compile fuse what stands between the products of each decoder layer; the first call takes longer.

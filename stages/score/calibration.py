@@ -19,12 +19,12 @@ from stages.errors import ContractError
 from stages.score.config import Acceptance, ScoreConfig, ScoreResources
 
 _PARTS = 16  # at most so many are read for the sample
-_START = 4  # tokens of a completion that are its start
+_START = 4  # trained tokens of a completion that are its start
 
 
 @dataclass(frozen=True)
 class Differences:
-    """Cached and live per-token log-probs of n completions: chosen, rejected, chosen, ..."""
+    """Cached and live log-probs of the trained tokens of n completions: chosen, rejected, chosen, ..."""
 
     cached: list[np.ndarray]
     live: list[np.ndarray]
@@ -46,9 +46,9 @@ class Differences:
     def cause(self) -> str:
         """The likeliest reason for differences that rounding does not explain."""
         size = _rms(self.tokens)
-        ahead = [a[:-1] - b[1:] for a, b in zip(self.cached, self.live, strict=True)]
-        behind = [a[1:] - b[:-1] for a, b in zip(self.cached, self.live, strict=True)]
-        if min(_rms(np.concatenate(ahead)), _rms(np.concatenate(behind))) < size / 3:
+        ahead = np.concatenate([a[:-1] - b[1:] for a, b in zip(self.cached, self.live, strict=True)])
+        behind = np.concatenate([a[1:] - b[:-1] for a, b in zip(self.cached, self.live, strict=True)])
+        if len(ahead) and min(_rms(ahead), _rms(behind)) < size / 3:
             return "they fit when moved by one token: the engine's positions are off by one"
         start = _rms(np.concatenate([a[:_START] - b[:_START] for a, b in zip(self.cached, self.live, strict=True)]))
         rest = np.concatenate([a[_START:] - b[_START:] for a, b in zip(self.cached, self.live, strict=True)])

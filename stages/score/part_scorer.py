@@ -165,11 +165,8 @@ def _in_order(logprobs: pa.Table, pairs: pa.Table) -> pa.Table:
 
 def count_tokens(pairs: pa.Table) -> int:
     """As an engine reads them: the prompt once a side."""
-    prompt, first, second = (
-        pc.sum(pc.list_value_length(pairs[f"{name}_ids"])).as_py() or 0
-        for name in ("prompt", *schema.sides(pairs.column_names))
-    )
-    return int(2 * prompt + first + second)
+    prompt, first, second = schema.num_tokens(pairs)
+    return int((2 * prompt + first + second).sum())
 
 
 def facts_of(out: Path) -> dict[str, Any]:

@@ -32,19 +32,17 @@ class TorchScorer:
 
     @torch.inference_mode()
     def token_logps(self, pairs: pa.Table) -> list[list[float]]:
-        """Per-token log-probs of 2B completions of B pairs: chosen, rejected, chosen, ... Nats."""
-        rows = [
-            tuple(row.values())
-            for row in pairs.select(
-                [f"{name}_ids" for name in ("prompt", *schema.sides(pairs.column_names))]
-            ).to_pylist()
-        ]
-        lengths = np.array([sum(map(len, row)) for row in rows])
+        """Log-probs of the trained tokens of 2B completions of B pairs: chosen, rejected, chosen, ... Nats."""
+        first, second = schema.sides(pairs.column_names)
+        columns = (pairs[f"{name}_ids"].to_pylist() for name in ("prompt", first, second))
+        rows = list(zip(*columns, strict=True))
+        spans = list(zip(*(pairs[f"{side}_trained"].to_pylist() for side in (first, second)), strict=True))
+        lengths = np.sum(schema.num_tokens(pairs), axis=0)
         order = np.argsort(-lengths, kind="stable")
         scored: list[list[float]] = [[]] * (2 * len(rows))
         for piece in fill(lengths[order], self.max_tokens):
             batch = order[piece]
-            layout = self.model.lay_out([rows[i] for i in batch]).to(self.device)
+            layout = self.model.lay_out([rows[i] for i in batch], [spans[i] for i in batch]).to(self.device)
             values = [row.tolist() for row in layout.split(self.model(layout).cpu())]
             for position, i in enumerate(batch):
                 scored[2 * i : 2 * i + 2] = values[2 * position : 2 * position + 2]

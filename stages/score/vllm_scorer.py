@@ -1,14 +1,35 @@
-"""Scores with a vLLM engine: token ids in, the log-probs of each completion's tokens out."""
+"""Scores with a vLLM engine: token ids in, the log-probs of each completion's trained tokens out."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from stages import schema
+from stages import schema, spans
 from stages.engine.vllm_engine import picks_tokens, start_engine
 from stages.score.config import ScoreConfig, ScoreResources
+
+
+class _Sequence(NamedTuple):
+    """A prompt and a completion up to its last trained token."""
+
+    prompt: list[int]
+    completion: list[int]
+    trained: list[int]  # spans of the completion
+
+    @classmethod
+    def of(cls, prompt: list[int], completion: list[int], trained: list[int]) -> "_Sequence":
+        return cls(prompt, completion[: trained[-1]], trained)
+
+    @property
+    def start(self) -> int:
+        """Of the first trained token."""
+        return self.trained[0]
+
+    def select(self, values: np.ndarray) -> np.ndarray | None:
+        """Values of all tokens from the first trained one on -> of the trained; None where there are not as many."""
+        marks = spans.marks(len(self.completion), self.trained)[self.start :]
+        return values[marks] if len(values) == len(marks) else None
 
 
 class VllmScorer:
@@ -24,23 +45,27 @@ class VllmScorer:
         return "vllm, tokens picked" if self.picks_tokens else "vllm, all positions"
 
     def token_logps(self, pairs: pa.Table) -> list[np.ndarray | None]:
-        """Per-token log-probs of 2B completions of B pairs: chosen, rejected, chosen, ... float32, nats.
+        """Log-probs of the trained tokens of 2B completions of B pairs: chosen, rejected, chosen, ... float32, nats.
 
         None where the engine gave nothing for a sequence.
         """
-        names = ("prompt", *schema.sides(pairs.column_names))
-        prompts, first, second = (pairs[f"{name}_ids"].to_pylist() for name in names)
         # All chosen first: when the rejected come, the prompts are in the engine's cache, if it keeps one.
-        sequences = [*zip(prompts, first, strict=True), *zip(prompts, second, strict=True)]
+        sequences = [
+            _Sequence.of(*row)
+            for side in schema.sides(pairs.column_names)
+            for row in zip(
+                *(pairs[name].to_pylist() for name in ("prompt_ids", f"{side}_ids", f"{side}_trained")), strict=True
+            )
+        ]
         values = self._picked(sequences, self.shares_prefix) if self.picks_tokens else self._all_positions(sequences)
         if self.shares_prefix:
             # Nothing is given where more than the prompt was found in the cache: both completions begin alike.
             again = [i for i, value in enumerate(values) if value is None]
             for i, value in zip(again, self._picked([sequences[i] for i in again], False), strict=True):
                 values[i] = value
-        return [value for pair in zip(values[: len(prompts)], values[len(prompts) :], strict=True) for value in pair]
+        return [value for pair in zip(values[: len(pairs)], values[len(pairs) :], strict=True) for value in pair]
 
-    def _picked(self, sequences: Sequence[tuple[list[int], list[int]]], shared: bool) -> list[np.ndarray | None]:
+    def _picked(self, sequences: list[_Sequence], shared: bool) -> list[np.ndarray | None]:
         from vllm import SamplingParams
 
         wanted = [
@@ -48,16 +73,19 @@ class VllmScorer:
                 max_tokens=1,
                 temperature=0.0,
                 detokenize=False,
-                prompt_logprob_token_ids=np.asarray(completion, np.int32)[:, None],
-                prompt_logprob_start=len(prompt) - 1,  # the position that predicts the first of them
+                prompt_logprob_token_ids=np.asarray(each.completion[each.start :], np.int32)[:, None],
+                prompt_logprob_start=len(each.prompt) + each.start - 1,  # the position that predicts the first of them
                 skip_reading_prefix_cache=not shared,
             )
-            for prompt, completion in sequences
+            for each in sequences
         ]
         outputs = [output.prompt_token_id_logprobs for output in self._generate(sequences, wanted)]
-        return [None if values is None else np.asarray(values, np.float32)[:, 0] for values in outputs]
+        return [
+            None if values is None else each.select(np.asarray(values, np.float32)[:, 0])
+            for values, each in zip(outputs, sequences, strict=True)
+        ]
 
-    def _all_positions(self, sequences: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray | None]:
+    def _all_positions(self, sequences: list[_Sequence]) -> list[np.ndarray | None]:
         from vllm import SamplingParams
 
         # 0: the log-prob of the prompt's own token at each position, and no others.
@@ -65,13 +93,15 @@ class VllmScorer:
         outputs = [output.prompt_logprobs for output in self._generate(sequences, wanted)]
         # Element j scores token j + 1; the completion is the tail.
         return [
-            None if values is None else np.asarray(values.logprobs[-len(completion) :], np.float32)
-            for values, (_, completion) in zip(outputs, sequences, strict=True)
+            None
+            if values is None
+            else each.select(np.asarray(values.logprobs[each.start - len(each.completion) :], np.float32))
+            for values, each in zip(outputs, sequences, strict=True)
         ]
 
-    def _generate(self, sequences: Sequence[tuple[list[int], list[int]]], sampling: Any) -> list[Any]:
+    def _generate(self, sequences: list[_Sequence], sampling: Any) -> list[Any]:
         from vllm import TokensPrompt
 
-        prompts = [TokensPrompt(prompt_token_ids=prompt + completion) for prompt, completion in sequences]
+        prompts = [TokensPrompt(prompt_token_ids=each.prompt + each.completion) for each in sequences]
         outputs: list[Any] = self.engine.generate(prompts, sampling, use_tqdm=False)
         return outputs

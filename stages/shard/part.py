@@ -30,24 +30,25 @@ def write_part(group: pa.Table, out: str, config: ShardConfig) -> pa.Table:
 
     made = SCHEMAS[config.rows]
     if config.rows == "labelled":
-        pairs = with_mismatched(pairs, config.max_length)
-    schema.write_part(pairs.select(made.names).cast(made), folder / part_name(index))
-    schema.write_part(rejects.cast(schema.REJECTS), _rejects_of(folder, index))
-    prompt, first, second = (
-        pc.list_value_length(pairs[f"{name}_ids"]).to_numpy() for name in ("prompt", *schema.sides(made.names))
+        pairs, lone = with_mismatched(pairs, config.max_length)
+        rejects = pa.concat_tables([rejects, _without_other(lone)])
+    schema.write_part(
+        schema.validate(pairs.select(made.names).cast(made), made, part_name(index)), folder / part_name(index)
     )
+    schema.write_part(rejects.cast(schema.REJECTS), _rejects_of(folder, index))
+    prompt, one, other = schema.num_tokens(pairs)
     facts = Counter(pairs["split"].to_pylist())
     facts.update({f"dropped/{reason}": n for reason, n in Counter(rejects["reason"].to_pylist()).items()})
     facts.update(
         rows=len(pairs) + len(rejects),
         pairs=len(pairs),
-        tokens=int((2 * prompt + first + second).sum()),  # as scoring reads them: the prompt once a side
+        tokens=int((2 * prompt + one + other).sum()),  # as scoring reads them: the prompt once a side
         cut_prompts=int(pc.sum(pairs["cut_prompt"]).as_py() or 0),
         cut_completions=int(pc.sum(pairs["cut_completions"]).as_py() or 0),
     )
     if config.rows == "labelled":
         facts["desirable"] = int(pc.sum(pairs["label"]).as_py() or 0)
-    longest = int((prompt + np.maximum(first, second)).max(initial=0))
+    longest = int((prompt + np.maximum(one, other)).max(initial=0))
     return pa.table({"longest": [longest], "facts": [json.dumps(facts)]})
 
 
@@ -75,13 +76,22 @@ def part_name(index: int) -> str:
 
 def _as_duplicates(repeated: pa.Table) -> pa.Table:
     detail = [f"the same tokens as an earlier row: pair_id {pair_id}" for pair_id in repeated["pair_id"].to_pylist()]
+    return _rejects(repeated, "duplicate", detail)
+
+
+def _without_other(lone: pa.Table) -> pa.Table:
+    said = "no completion of another prompt has a trained token in the tokens that this prompt leaves of max_length"
+    return _rejects(lone, "nothing_trained", [said] * len(lone))
+
+
+def _rejects(rows: pa.Table, reason: str, detail: list[str]) -> pa.Table:
     return pa.table(
         {
-            "source": repeated["source"],
-            "source_row": repeated["source_row"],
-            "reason": pa.array(["duplicate"] * len(repeated), pa.string()),
+            "source": rows["source"],
+            "source_row": rows["source_row"],
+            "reason": pa.array([reason] * len(rows), pa.string()),
             "detail": pa.array(detail, pa.string()),
-            "row": repeated["row"],
+            "row": rows["row"],
         }
     )
 

@@ -143,19 +143,22 @@ def _tokenize_row(raw: dict[str, Any], tokenizer: Any, config: ShardConfig, shap
 
 
 def _made(row: Triple | Labelled, tokenizer: Any, config: ShardConfig) -> dict[str, Any]:
-    """The columns of one pair or labelled completion, but for its `mismatched_ids`. Raises Rejected."""
+    """The columns of one pair or labelled completion, but for its mismatched one. Raises Rejected."""
     made: Pair | Completion
     own: dict[str, Any]
     if isinstance(row, Triple):
         made = tokenize(row, tokenizer, config)
         own = {"chosen_ids": made.chosen_ids, "rejected_ids": made.rejected_ids}
+        own |= {"chosen_trained": made.chosen_trained, "rejected_trained": made.rejected_trained}
         own |= {"pair_id": made.pair_id, "margin": row.margin}
     else:
         made = tokenize_labelled(row, tokenizer, config)
         own = {"pair_id": made.row_id, "completion_ids": made.completion_ids, "label": made.label}
+        own |= {"completion_trained": made.completion_trained}
     return own | {
         "split": split_of(made.prompt_ids, config.eval_fraction),
         "prompt_ids": made.prompt_ids,
+        "weight": row.weight,
         "part": int(own["pair_id"][:8], 16) % config.num_parts,
         "cut_prompt": made.cut_prompt,
         "cut_completions": made.cut_completions,

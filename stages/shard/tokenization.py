@@ -1,6 +1,7 @@
 """Triples of text -> pairs of token ids: the only place where text becomes tokens."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from stages.errors import RecipeError
 from stages.model_files import split_revision
 from stages.shard.config import ShardConfig
 from stages.shard.triple import Labelled, Triple
+from stages.spans import told, whole
 
 
 class Rejected(ValueError):
@@ -27,13 +29,16 @@ class Pair:
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
+    chosen_trained: list[int]  # spans of the ids that are trained (stages/spans.py)
+    rejected_trained: list[int]
     cut_prompt: bool
     cut_completions: int  # 0, 1 or 2 of them were cut at max_length
 
     @property
     def pair_id(self) -> str:
-        """32 hex digits that follow from the three id lists alone."""
-        return hash_of(self.prompt_ids, self.chosen_ids, self.rejected_ids)
+        """32 hex digits of the three id lists, and of the spans where they are not all of both sides."""
+        ids, trained = (self.chosen_ids, self.rejected_ids), (self.chosen_trained, self.rejected_trained)
+        return hash_of(self.prompt_ids, *ids, *told(ids, trained))
 
 
 @dataclass(frozen=True)
@@ -42,17 +47,19 @@ class Completion:
 
     prompt_ids: list[int]
     completion_ids: list[int]
+    completion_trained: list[int]
     label: bool
     cut_prompt: bool
     cut_completions: int  # 0 or 1
 
     @property
     def row_id(self) -> str:
-        """16 hex digits that follow from the ids and the label."""
-        return hash_of(self.prompt_ids, self.completion_ids, [int(self.label)])[:16]
+        """16 hex digits of the ids and the label, and of the spans where they are not all."""
+        spans = told((self.completion_ids,), (self.completion_trained,))
+        return hash_of(self.prompt_ids, self.completion_ids, [int(self.label)], *spans)[:16]
 
 
-def hash_of(*lists: list[int]) -> str:
+def hash_of(*lists: Sequence[int]) -> str:
     """32 hex digits."""
     digest = hashlib.sha256()
     for ids in lists:
@@ -82,14 +89,14 @@ def tokenize(triple: Triple, tokenizer: Any, config: ShardConfig) -> Pair:
         if cut:
             raise Rejected("too_long", f"both completions are alike in the {len(chosen)} tokens that are left of them")
         raise Rejected("equal", "chosen and rejected are the same tokens")
-    return Pair(prompt, chosen, rejected, cut_prompt, cut)
+    return Pair(prompt, chosen, rejected, whole(len(chosen)), whole(len(rejected)), cut_prompt, cut)
 
 
 def tokenize_labelled(row: Labelled, tokenizer: Any, config: ShardConfig) -> Completion:
     """The same of a labelled completion."""
     ids = _ids(row.prompt, {"completion": row.completion}, tokenizer)
     prompt, (completion,), cut_prompt, cut = _truncate(*ids, config)
-    return Completion(prompt, completion, row.label, cut_prompt, cut)
+    return Completion(prompt, completion, whole(len(completion)), row.label, cut_prompt, cut)
 
 
 def _ids(prompt: Any, texts: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[list[int]]]:

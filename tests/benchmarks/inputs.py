@@ -45,6 +45,9 @@ def hh_pairs(
             "prompt_ids": pair.prompt_ids,
             "chosen_ids": pair.chosen_ids,
             "rejected_ids": pair.rejected_ids,
+            "chosen_trained": pair.chosen_trained,
+            "rejected_trained": pair.rejected_trained,
+            "weight": 1.0,
             "source": HH.name,
             "source_row": row,
         }
@@ -71,6 +74,9 @@ def random_pairs(work: Path, count: int, tokens: tuple[int, int, int], rows_per_
         columns = {"pair_id": ids, "split": pa.array(["train"] * rows)}
         for side, width in zip(sides, tokens, strict=True):
             columns[f"{side}_ids"] = lists(chance.integers(5, 500, (rows, width), np.int32))
+        for side, width in zip(schema.PAIR_SIDES, tokens[1:], strict=True):
+            columns[f"{side}_trained"] = lists(np.tile(np.array([0, width], np.int32), (rows, 1)))
+        columns["weight"] = pa.array(np.ones(rows, np.float32))
         columns |= {"margin": pa.nulls(rows, pa.float64()), "source": pa.array(["-"] * rows)}
         columns["source_row"] = pa.array(np.arange(start, start + rows))
         name = f"part-{part:05d}.parquet"

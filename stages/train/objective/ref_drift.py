@@ -33,8 +33,8 @@ class RefDrift:
         position = worst - int((batch.layout.owners < row).sum())
         side = batch.sides[row % 2]
         where = (
-            f"pair {batch.pair_ids[row // 2]}, {side} token {position}: policy {token_logps[worst].item():.5f}, "
-            f"reference {batch.ref_token_logps[worst].item():.5f}"
+            f"pair {batch.pair_ids[row // 2]}, {side} token {position} of those trained: policy "
+            f"{token_logps[worst].item():.5f}, reference {batch.ref_token_logps[worst].item():.5f}"
         )
         return cls(difference[worst].item(), difference.sum().item(), len(difference), where)
 

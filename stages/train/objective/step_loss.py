@@ -47,13 +47,13 @@ class StepLoss:
             return seen, losses_of(seen, self.loss, self.memory)
 
     def learn(self, work: Work) -> tuple[torch.Tensor, Batch, torch.Tensor]:
-        """(scalar with the gradient of the summed losses of `work`, its batch, its log-probs a token [N])."""
+        """(scalar with the gradient of the weighted losses of `work`, summed; its batch; its log-probs a token [N])."""
         if self.loss.coupled and self._slopes is None:
             self._slopes = self._find_slopes()
         seen, batch, token_logps = self._see(work)
         self._parts.append(type(seen)(*(column.detach() for column in seen)))
         if self._slopes is None:
-            return (work.weights * losses_of(seen, self.loss, self.memory)).sum(), batch, token_logps
+            return (work.weights * self._weighted(seen)).sum(), batch, token_logps
         of_columns = [
             (work.weights * slope[work.positions] * column).sum()
             for slope, column in zip(self._slopes, seen, strict=True)
@@ -76,8 +76,12 @@ class StepLoss:
         seen, _ = self.look()
         self.memory = self.memory | remembered(seen, self.loss, self.memory)
         leaves = type(seen)(*(column.requires_grad_() for column in seen))
-        total = losses_of(leaves, self.loss, self.memory).sum()
+        total = self._weighted(leaves).sum()
         return torch.autograd.grad(total, list(leaves), allow_unused=True)
+
+    def _weighted(self, seen: Logps) -> torch.Tensor:
+        """[B]: each pair's loss times its weight, which is what is minimised. What is reported are the losses."""
+        return seen.weight.detach() * losses_of(seen, self.loss, self.memory)
 
     def _see(self, work: Work) -> tuple[Logps, Batch, torch.Tensor]:
         asked = time.perf_counter()
@@ -89,7 +93,7 @@ class StepLoss:
         return logps_of(batch, token_logps, log_squares, self._mean_length), batch, token_logps
 
     def _measure(self) -> float:
-        """Tokens of a chosen completion, the mean over the step."""
+        """Trained tokens of a chosen completion, the mean over the step."""
         lengths = [(work.weights * work.batch().layout.lengths()[0]).sum() for work in self.work]
         total = torch.stack(lengths).sum()
         dist.all_reduce(total)
@@ -114,7 +118,7 @@ def logps_of(
     first, second = layout.sums(token_logps)
     nothing = torch.zeros_like(first)
     if batch.sides == schema.LABELLED_SIDES:
-        return LabelledLogps(first, second, *batch.ref_logps, batch.grade, nothing)
+        return LabelledLogps(first, second, *batch.ref_logps, batch.grade, batch.weights, nothing)
     lengths, in_tail = layout.lengths(), layout.in_tail()
     alignment = nothing
     if log_squares is not None:
@@ -123,5 +127,5 @@ def logps_of(
     return PairLogps(
         first, second, *layout.sums(token_logps * in_tail),
         *batch.ref_logps, *layout.sums(batch.ref_token_logps * in_tail),
-        *lengths, torch.full_like(first, mean_length), batch.grade, alignment, nothing,
+        *lengths, torch.full_like(first, mean_length), batch.grade, alignment, batch.weights, nothing,
     )  # fmt: skip

@@ -21,12 +21,19 @@ class Batch:
     ref_logps: tuple[torch.Tensor, torch.Tensor]  # of both sides [B] float32
     ref_token_logps: torch.Tensor  # [N] float32, in the layout's order
     grade: torch.Tensor  # [B] float32: the pair's margin, or the completion's label
+    weights: torch.Tensor  # [B] float32: of each pair in the loss
 
     @classmethod
     def of(cls, rows: list[dict[str, Any]], model: PairLogprobs, device: torch.device) -> "Batch":
-        """`rows` as PairSet.read gives them, laid out for `model`, with every tensor on `device`."""
+        """`rows` as PairSet.read gives them, laid out for `model`, with every tensor on `device`.
+
+        Spans that are left out are of whole completions, and a weight that is left out is 1.
+        """
         first, second = sides = schema.sides(rows[0])
-        layout = model.lay_out([(row["prompt_ids"], row[f"{first}_ids"], row[f"{second}_ids"]) for row in rows])
+        layout = model.lay_out(
+            [(row["prompt_ids"], row[f"{first}_ids"], row[f"{second}_ids"]) for row in rows],
+            [(row.get(f"{first}_trained"), row.get(f"{second}_trained")) for row in rows],
+        )
 
         def floats(values: Iterable[float]) -> torch.Tensor:
             return torch.tensor(list(values), dtype=torch.float32, device=device)
@@ -43,4 +50,5 @@ class Batch:
             (floats(ref_logps[0]), floats(ref_logps[1])),
             floats(token_logps),
             floats(row["margin" if sides == schema.PAIR_SIDES else "label"] or 0.0 for row in rows),
+            floats(row.get("weight", 1.0) for row in rows),
         )

@@ -24,7 +24,7 @@ _THREADS = 8  # that count: reading two narrow columns of a part is mostly waiti
 class Part(NamedTuple):
     path: Path  # in the node's cache
     rows: pa.Table
-    lengths: np.ndarray  # [rows] int32, tokens of each pair
+    lengths: np.ndarray  # [rows] int64, tokens of each pair
 
 
 class PairSet:
@@ -116,10 +116,7 @@ class PairSet:
         sources = [each.folder / name for each in (self._pairs, self._logprobs) if each is not None]
         path = self._cache.path(f"{self._split} {name}", sources)
         rows = self._cache.table(path, lambda: self._joined(name))
-        sides = schema.sides(rows.column_names)
-        return Part(
-            path, rows, sum(pc.list_value_length(rows[f"{each}_ids"]).to_numpy() for each in ("prompt", *sides))
-        )
+        return Part(path, rows, np.sum(schema.num_tokens(rows), axis=0))
 
     def _joined(self, name: str) -> pa.Table:
         table = self._pairs.read(name)

@@ -8,7 +8,8 @@ import torch
 class PairLogps(NamedTuple):
     """B pairs. Log-probs are sums over a completion, in nats; a loss without a reference finds zeros there.
 
-    A tail is what a completion has past the length of the other one.
+    Of a completion, only its trained tokens are counted and summed, here and in every loss. A tail is what a completion
+    has past the length of the other one.
     """
 
     chosen: torch.Tensor
@@ -24,6 +25,7 @@ class PairLogps(NamedTuple):
     mean_length: torch.Tensor  # of chosen, over all pairs of the step
     margin: torch.Tensor  # what the triple says of how much better chosen is; 0 where it says nothing
     alignment: torch.Tensor  # log of the pair's WPO weight, without gradient
+    weight: torch.Tensor  # of the pair, as its triple says: StepLoss multiplies its loss with it; losses ignore it
     memory: torch.Tensor  # what the loss keeps of earlier steps
 
     @property
@@ -66,6 +68,7 @@ class LabelledLogps(NamedTuple):
     ref_completion: torch.Tensor
     ref_mismatched: torch.Tensor
     label: torch.Tensor  # 1: desirable, 0: undesirable
+    weight: torch.Tensor  # as in PairLogps
     memory: torch.Tensor
 
     @property

@@ -152,13 +152,25 @@ def beta_dpo_memory(seen: PairLogps, loss: named.BetaDpo, memory: dict[str, floa
 def aot(seen: PairLogps, loss: named.Aot) -> torch.Tensor:
     """DPO's loss of the sorted log-ratios of policy and reference: the one distribution shall dominate the other.
 
-    AOT, Melnyk et al. 2024 (2406.05882). Sorted over all pairs of the step.
+    AOT, Melnyk et al. 2024 (2406.05882). Sorted over all pairs of the step; a pair's loss is that at the rank of its
+    policy's log-ratio.
     """
-    policy, reference = (seen.chosen - seen.rejected).sort().values, (seen.ref_chosen - seen.ref_rejected).sort().values
-    return smoothed(loss.beta * (policy - reference), loss.label_smoothing)
+    policy, ranks = _sorted(seen.chosen - seen.rejected)
+    reference, _ = _sorted(seen.ref_chosen - seen.ref_rejected)
+    return smoothed(loss.beta * (policy - reference), loss.label_smoothing)[ranks]
 
 
 def aot_unpaired(seen: PairLogps, loss: named.AotUnpaired) -> torch.Tensor:
-    """The same of the sorted rewards of all chosen and of all rejected: who stands with whom does not matter."""
-    chosen, rejected = seen.chosen_logratios.sort().values, seen.rejected_logratios.sort().values
-    return smoothed(loss.beta * (chosen - rejected), loss.label_smoothing)
+    """The same of the sorted rewards of all chosen and of all rejected: who stands with whom does not matter.
+
+    A pair's loss is half that at the rank of its chosen and half that at the rank of its rejected.
+    """
+    (chosen, ranks), (rejected, other_ranks) = _sorted(seen.chosen_logratios), _sorted(seen.rejected_logratios)
+    losses = smoothed(loss.beta * (chosen - rejected), loss.label_smoothing)
+    return 0.5 * losses[ranks] + 0.5 * losses[other_ranks]
+
+
+def _sorted(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values in order [B], the rank of each [B])."""
+    ordered, order = values.sort()
+    return ordered, order.argsort()
