@@ -1,8 +1,8 @@
 """Losses of pairs that need no reference."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.train.objective.named.objective import Beta, Objective, Smoothing
 
@@ -15,6 +15,7 @@ class Sft(_ReferenceFree):
     name: Literal["sft"] = "sft"
     of_step_tokens: ClassVar[bool] = True
     beta: ClassVar[float] = 1.0  # of the rewards that are reported
+    mean_over: Literal["step", "completion", "none"] = "step"  # the tokens of: the step, each completion; none: a sum
 
 
 class Orpo(_ReferenceFree):
@@ -52,7 +53,20 @@ class SimPo(_ReferenceFree):
     of_means: ClassVar[bool] = True
     beta: Beta = 2.0
     gamma: float = Field(1.0, ge=0)  # the margin wanted
+    gamma_beta_ratio: float | None = Field(None, ge=0, exclude=True)  # instead: gamma is it times beta, and alone kept
     label_smoothing: Smoothing = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gamma_of_ratio(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("gamma_beta_ratio") is None:
+            return given
+        if given.get("gamma") is not None:
+            raise ValueError("gamma is gamma_beta_ratio times beta: leave one of the two out")
+        ratio, beta = given["gamma_beta_ratio"], given.get("beta", cls.model_fields["beta"].default)
+        if any(isinstance(each, bool) or not isinstance(each, int | float) for each in (ratio, beta)) or ratio < 0:
+            return given  # and the fields say what is wrong
+        return {key: value for key, value in given.items() if key != "gamma_beta_ratio"} | {"gamma": ratio * beta}
 
 
 class CpoSimPo(SimPo):
