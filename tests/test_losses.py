@@ -194,6 +194,8 @@ def test_a_ratio_of_gamma_and_beta_is_a_gamma(beta: float, ratio: float, name: s
     assert given_ratio == read({"name": name, "beta": beta, "gamma": ratio * beta})
     assert "gamma_beta_ratio" not in given_ratio.model_dump()
     assert read({"name": name, "gamma_beta_ratio": 0.5}).gamma == 1.0  # of the default beta
+    assert read({"name": name, "gamma_beta_ratio": "5e-1", "beta": "1e1"}).gamma == 5.0  # YAML takes these for text
+    assert read(given_ratio.model_dump()) == given_ratio
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Losses of pairs that need no reference."""
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -56,17 +56,13 @@ class SimPo(_ReferenceFree):
     gamma_beta_ratio: float | None = Field(None, ge=0, exclude=True)  # instead: gamma is it times beta, and alone kept
     label_smoothing: Smoothing = 0.0
 
-    @model_validator(mode="before")
-    @classmethod
-    def _gamma_of_ratio(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("gamma_beta_ratio") is None:
-            return given
-        if given.get("gamma") is not None:
-            raise ValueError("gamma is gamma_beta_ratio times beta: leave one of the two out")
-        ratio, beta = given["gamma_beta_ratio"], given.get("beta", cls.model_fields["beta"].default)
-        if any(isinstance(each, bool) or not isinstance(each, int | float) for each in (ratio, beta)) or ratio < 0:
-            return given  # and the fields say what is wrong
-        return {key: value for key, value in given.items() if key != "gamma_beta_ratio"} | {"gamma": ratio * beta}
+    @model_validator(mode="after")
+    def _gamma_of_ratio(self) -> "SimPo":
+        if self.gamma_beta_ratio is not None:
+            if "gamma" in self.model_fields_set:
+                raise ValueError("gamma is gamma_beta_ratio times beta: leave one of the two out")
+            self.__dict__ |= {"gamma": self.gamma_beta_ratio * self.beta, "gamma_beta_ratio": None}
+        return self
 
 
 class CpoSimPo(SimPo):
