@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.fingerprint import differences, fingerprint
-from pipeline.graph import STAGES, Stage, named
+from pipeline.graph import SHARD, STAGES, Stage, named
 from pipeline.identity import Digests, model_identity, source_identity
 from pipeline.recipe.sections import Recipe
 from pipeline.store import Store, damage
@@ -15,6 +15,7 @@ from stages.config import Config
 from stages.errors import RecipeError
 from stages.model_files import max_positions
 from stages.score.known import KnownLogprobs
+from stages.train.config import TrainConfig
 
 
 class State(StrEnum):
@@ -114,6 +115,13 @@ def plan(recipe: Recipe, store: Store) -> list[Step]:
     steps = {name: look_up(identity, store) for name, identity in identify(recipe, digests).items()}
     digests.save()
     return [_if_needed(_with_news(step, steps, store), steps) for step in steps.values()]
+
+
+def advice(steps: list[Step]) -> list[str]:
+    """What the pairs at hand say against the training that is planned, if anything."""
+    made = [step.manifest.facts for step in steps if step.stage == SHARD and step.state == State.HIT]
+    configs = [step.config for step in steps if isinstance(step.config, TrainConfig)]
+    return list(dict.fromkeys(said for facts in made for config in configs for said in config.advice(facts)))
 
 
 def look_up(identity: Identity, store: Store) -> Step:

@@ -92,8 +92,9 @@ class PreferencePairs:
     def read(self, part: str) -> pa.Table:
         return schema.read_part(self.folder / part, (schema.PAIRS, schema.LABELLED), _remedy("shard"))
 
-    def splits(self, part: str) -> pa.ChunkedArray:
-        return schema.read_columns(self.folder / part, ["split"], _remedy("shard"))["split"]
+    def columns(self, part: str, names: list[str]) -> pa.Table:
+        """Some columns of a part, which are not checked."""
+        return schema.read_columns(self.folder / part, names, _remedy("shard"))
 
     def pair_ids(self, part: str) -> pa.ChunkedArray:
         return schema.read_columns(self.folder / part, ["pair_id"], _remedy("shard"))["pair_id"]

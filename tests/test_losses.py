@@ -1,6 +1,7 @@
 """The losses as functions: by hand, against their papers' formulas, at their limits. Beside TRL: test_losses_trl.py."""
 
 import math
+import re
 from typing import get_args
 
 import numpy as np
@@ -98,11 +99,20 @@ def formula(loss: Loss, s: dict[str, np.ndarray]) -> np.ndarray:
             longer = s["chosen_length"] - s["rejected_length"]
             return -np.log(sigmoid(loss.beta * h + loss.length_penalty * longer))
         case "odpo":
-            return -np.log(sigmoid(loss.beta * h - loss.margin_scale * s["margin"]))
+            margin = np.log(s["margin"]) if loss.margin_scale_of == "log" else s["margin"]
+            return -np.log(sigmoid(loss.beta * h - loss.margin_scale * margin))
+        case "dpop":
+            lost = np.maximum(0, s["ref_chosen"] - s["chosen"])
+            return -np.log(sigmoid(loss.beta * (h - loss.penalty * lost)))
+        case "sigmoid_norm":
+            lengths = s["chosen_length"], s["rejected_length"]
+            means = (s["chosen"] - s["ref_chosen"]) / lengths[0] - (s["rejected"] - s["ref_rejected"]) / lengths[1]
+            smooth = loss.label_smoothing
+            return -(1 - smooth) * np.log(sigmoid(loss.beta * means)) - smooth * np.log(sigmoid(-loss.beta * means))
         case "rpo":
             return -np.log(sigmoid(loss.beta * h)) - loss.nll * s["chosen"] / s["chosen_length"]
         case "beta_dpo":
-            beta = loss.beta * (1 + loss.adaptation * (loss.beta * h.mean() - 0.3))
+            beta = loss.beta * (1 + loss.adaptation * (h.mean() - 0.3))
             return -np.log(sigmoid(beta * h))
     raise AssertionError(loss.name)
 
@@ -113,8 +123,11 @@ def formula(loss: Loss, s: dict[str, np.ndarray]) -> np.ndarray:
         paired.Sigmoid(label_smoothing=0.2),
         paired.RDpo(length_penalty=0.05),
         paired.Odpo(margin_scale=0.7),
+        paired.Odpo(margin_scale=0.7, margin_scale_of="identity"),
+        paired.Dpop(penalty=0.3),
+        paired.SigmoidNorm(label_smoothing=0.2),
         paired.Rpo(nll=0.4),
-        paired.BetaDpo(adaptation=0.5),
+        paired.BetaDpo(adaptation=0.05),
     ],
     ids=by_name,
 )
@@ -139,11 +152,87 @@ def test_bco_keeps_the_middle_of_both_kinds_of_rewards() -> None:
 
 
 def test_beta_dpo_remembers_a_moving_mean_of_margins() -> None:
+    """Of the gap, which as in its authors' code is without beta."""
     loss = paired.BetaDpo(beta=0.5, momentum=0.75)
-    seen = pairs(chosen=[4.0, 8.0])  # margins 2 and 4
+    seen = pairs(chosen=[2.0, 4.0])
     memory = remembered(seen, loss, {})
     assert memory == {"beta_dpo/value": pytest.approx(0.75)}
     assert remembered(seen, loss, memory) == {"beta_dpo/value": pytest.approx(0.75 * 0.75 + 0.25 * 3)}
+    for beta in (0.5, 2.0):  # far below what came before, beta stands on a floor that does not depend on it
+        losses = losses_of(seen, paired.BetaDpo(beta=beta), {"beta_dpo/value": 100.0})
+        assert losses.tolist() == pytest.approx([math.log1p(math.exp(-0.001 * gap)) for gap in (2, 4)])
+
+
+@given(logps, logps, logps, st.floats(0, 100, width=32))
+def test_dpop_is_dpo_where_chosen_has_lost_nothing(a: float, b: float, c: float, penalty: float) -> None:
+    kept = pairs(chosen=max(a, c), rejected=b, ref_chosen=min(a, c), ref_rejected=c)
+    assert only(kept, paired.Dpop(penalty=penalty)) == only(kept, paired.Sigmoid())
+    lost = pairs(chosen=min(a, c), rejected=b, ref_chosen=max(a, c), ref_rejected=c)
+    assert only(lost, paired.Dpop(penalty=penalty)) >= only(lost, paired.Sigmoid())
+    assert only(lost, paired.Dpop(penalty=0)) == only(lost, paired.Sigmoid())
+
+
+@given(logps, logps, st.floats(0.015625, 64, width=32))
+def test_odpo_of_a_margin_of_one_is_dpo(a: float, b: float, margin: float) -> None:
+    """Where log is taken; a larger margin asks for more."""
+    one, other = (pairs(chosen=a, rejected=b, margin=each) for each in (1.0, margin))
+    assert only(one, paired.Odpo()) == only(one, paired.Sigmoid())
+    assert (only(other, paired.Odpo()) - only(one, paired.Odpo())) * (margin - 1) >= 0
+
+
+def test_sft_is_averaged_as_it_is_told() -> None:
+    seen = pairs(chosen=[-2, -12], chosen_length=[1, 3], mean_length=2)
+    for over, expected in (("step", (2 + 12) / 4), ("completion", (2 + 4) / 2), ("none", (2 + 12) / 2)):
+        assert losses_of(seen, reference_free.Sft(mean_over=over), {}).mean().item() == pytest.approx(expected), over
+
+
+@settings(max_examples=20)
+@given(st.floats(0.5, 20), st.floats(0, 2), st.sampled_from(["simpo", "cpo_simpo", "alphapo"]))
+def test_a_ratio_of_gamma_and_beta_is_a_gamma(beta: float, ratio: float, name: str) -> None:
+    """One loss, whichever way it is written: also in what is hashed."""
+    given_ratio = read({"name": name, "beta": beta, "gamma_beta_ratio": ratio})
+    assert given_ratio == read({"name": name, "beta": beta, "gamma": ratio * beta})
+    assert "gamma_beta_ratio" not in given_ratio.model_dump()
+    assert read({"name": name, "gamma_beta_ratio": 0.5}).gamma == 1.0  # of the default beta
+    assert read({"name": name, "gamma_beta_ratio": "5e-1", "beta": "1e1"}).gamma == 5.0  # YAML takes these for text
+    assert read(given_ratio.model_dump()) == given_ratio
+
+
+@pytest.mark.parametrize(
+    ("desirable", "undesirable", "weights", "said"),
+    [
+        (100, 100, (1, 1), None),
+        (120, 90, (1, 1), None),
+        (100, 300, (3, 1), None),
+        (
+            90,
+            100,
+            (1, 1),
+            r"90 x 1, undesirable ones 100 x 1: 0\.9 to 1, .*\.desirable_weight from 1\.11 to 1\.48, or "
+            r"train\.loss\.undesirable_weight from 0\.675 to 0\.9$",
+        ),
+        (300, 100, (1, 2), r"300 x 1, undesirable ones 100 x 2: 1\.5 to 1"),
+        (7, 0, (1, 1), r"no completion is undesirable"),
+    ],
+)
+def test_kto_says_where_kinds_are_out_of_balance(
+    desirable: int, undesirable: int, weights: tuple[float, float], said: str | None
+) -> None:
+    loss = labelled.Kto(desirable_weight=weights[0], undesirable_weight=weights[1])
+    told = loss.advice(desirable, undesirable)
+    assert len(told) == (said is not None)
+    assert said is None or re.search(said, told[0])
+    assert labelled.Bco().advice(desirable, undesirable) == paired.Sigmoid().advice(desirable, undesirable) == []
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.floats(0.01, 100))
+def test_the_weights_that_kto_advises_are_in_balance(desirable: int, undesirable: int, weight: float) -> None:
+    for told in labelled.Kto(desirable_weight=weight).advice(desirable, undesirable):
+        least, most = map(float, re.search(r"_weight from (\S+) to (\S+), or", told).groups())
+        assert labelled.Kto(desirable_weight=(least + most) / 2).advice(desirable, undesirable) == []
+        least, most = map(float, re.search(r"undesirable_weight from (\S+) to (\S+)$", told).groups())
+        both = labelled.Kto(desirable_weight=weight, undesirable_weight=(least + most) / 2)
+        assert both.advice(desirable, undesirable) == []
 
 
 def test_ld_dpo_counts_tails_less() -> None:
@@ -166,7 +255,8 @@ LOG_2 = math.log(2)
 AT_REFERENCE = {
     "sigmoid": LOG_2, "sigmoid_norm": LOG_2, "robust": LOG_2, "hinge": 1, "ipo": 25, "exo_pair": None, "discopop": None,
     "nca_pair": 2 * LOG_2, "bco_pair": 2 * LOG_2, "sppo_hard": 50, "apo_zero": 1, "apo_down": 1, "beta_dpo": LOG_2,
-    "aot": LOG_2, "aot_unpaired": LOG_2, "kto": 0.5, "apo_zero_unpaired": 0.5, "bco": LOG_2, "r_dpo": LOG_2,
+    "dpop": LOG_2, "aot": LOG_2, "aot_unpaired": LOG_2,
+    "kto": 0.5, "apo_zero_unpaired": 0.5, "bco": LOG_2, "r_dpo": LOG_2,
 }  # fmt: skip
 AT_REFERENCE["exo_pair"] = -LOG_2 - 0.5 * (math.log(1e-3) + math.log(1 - 1e-3))
 AT_REFERENCE["discopop"] = 0.5 * LOG_2 + 0.5
@@ -202,7 +292,14 @@ def test_swapping_the_sides(a: float, b: float, c: float, d: float) -> None:
 @given(logps, logps)
 def test_half_of_the_labels_wrong_says_nothing(a: float, b: float) -> None:
     there, back = pairs(chosen=a, rejected=b), pairs(chosen=b, rejected=a)
-    for kind in (paired.Sigmoid, paired.ExoPair, reference_free.Cpo, paired.Aot, paired.AotUnpaired):
+    for kind in (
+        paired.Sigmoid,
+        paired.SigmoidNorm,
+        paired.ExoPair,
+        reference_free.Cpo,
+        paired.Aot,
+        paired.AotUnpaired,
+    ):
         loss = kind.model_construct(**kind().model_dump() | {"label_smoothing": 0.5, "nll": 0.0})
         assert only(there, loss) == pytest.approx(only(back, loss), rel=1e-5), loss.name
 
@@ -279,6 +376,11 @@ def test_a_loss_is_named_in_short_or_with_its_fields() -> None:
         {"name": "hinge", "divergence_alpha": 0.5},
         {"name": "orpo", "ld_alpha": 0.5},
         {"name": "sft", "beta": 0.1},
+        {"name": "sft", "mean_over": "tokens"},
+        {"name": "odpo", "margin_scale_of": "sqrt"},
+        {"name": "simpo", "gamma": 1.0, "gamma_beta_ratio": 0.5},
+        {"name": "simpo", "gamma_beta_ratio": -0.5},
+        {"name": "simpo", "gamma_beta_ratio": "half"},
         {"name": "sigmoid", "weight": 0.5},
         ["sigmoid"],
         ["sigmoid", "kto"],

@@ -7,14 +7,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from stages import schema
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError
 from stages.spans import count
+from stages.train.held_out import HeldOut
+from stages.train.objective.losses import Logps, PairLogps
+from stages.train.objective.named.paired import Sigmoid
+from stages.train.objective.report import report
 from stages.train.pairs.node_cache import NodeCache
 from stages.train.pairs.order import Order
-from stages.train.pairs.pair_set import PairSet
+from stages.train.pairs.pair_set import PairSet, count_pairs
 
 PARTS, ROWS = 24, 20
 
@@ -133,3 +138,83 @@ def test_a_damaged_part_is_named_when_it_is_reached(written: tuple, tmp_path: Pa
     pairs.keep([2, 3])
     with pytest.raises(ContractError, match=r"part-00003\.parquet cannot be read as Parquet.*make it again"):
         pairs.ids(np.arange(len(pairs)))
+
+
+def mixed(pairs: PreferencePairs, folder: Path, sources: list[str]) -> PreferencePairs:
+    """The same pairs from these sources in turn, with margins of -1, 0, 1 and none, and a tenth in two named sets."""
+    for part in pairs.parts:
+        table = pairs.read(part)
+        rows = table["source_row"].to_pylist()
+        columns = {
+            "source": pa.array([sources[row % len(sources)] for row in rows]),
+            "margin": pa.array([(-1.0, 0.0, 1.0, None)[row // 10 % 4] for row in rows], pa.float64()),
+            "split": pa.array(["eval" if row % 10 < 4 else "eval/b" if row % 20 == 4 else "train" for row in rows]),
+        }
+        for name, values in columns.items():
+            table = table.set_column(table.column_names.index(name), name, values)
+        schema.write_part(table, folder / part)
+    return PreferencePairs(folder)
+
+
+def test_named_sets_are_splits_of_their_own(written: tuple, tmp_path: Path) -> None:
+    pairs = mixed(written[0], tmp_path / "mixed", ["s", "t", "u"])
+    counts = count_pairs(pairs, None)
+    assert {split: int(each.sum()) for split, each in counts.items()} == {"train": 264, "eval": 192, "eval/b": 24}
+    named = PairSet(pairs, None, "eval/b", NodeCache(str(tmp_path / "cache")), counts)
+    every = [row for part in pairs.parts for row in pairs.read(part).to_pylist()]
+    expected = [row for row in every if row["split"] == "eval/b"]
+    assert named.ids(np.arange(len(named))) == [row["pair_id"] for row in expected]
+    assert named.sources().tolist() == [row["source"] for row in expected]
+
+
+def test_pairs_without_a_margin_are_set_aside_where_it_is_asked_for(written: tuple, tmp_path: Path) -> None:
+    pairs = mixed(written[0], tmp_path / "mixed", ["s"])
+    cache = NodeCache(str(tmp_path / "cache"))
+    every = PairSet(pairs, written[1], "train", cache)
+    usable = PairSet(pairs, written[1], "train", cache, positive_margin=True)
+    rows = every.read(np.arange(len(every)))
+    wanted = [row["pair_id"] for row in rows if row["margin"] is not None and row["margin"] > 0]
+    assert 0 < len(wanted) == len(usable) < len(every)
+    assert usable.ids(np.arange(len(usable))) == wanted
+    assert {row["margin"] for row in usable.read(np.arange(len(usable)))} == {1.0}
+    assert count_pairs(pairs, written[1], positive_margin=True)["train"].tolist() == usable.counts.tolist()
+
+
+def held_out(pairs: PreferencePairs, cache: Path) -> HeldOut:
+    counts = count_pairs(pairs, None)
+    sets = {split: PairSet(pairs, None, split, NodeCache(str(cache)), counts) for split in counts if split != "train"}
+    return HeldOut(sets)
+
+
+def test_held_out_pairs_are_told_by_source_and_by_set(written: tuple, tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    looked: dict[int, tuple[Logps, torch.Tensor]] = {}
+
+    def look(pairs: PairSet) -> tuple[Logps, torch.Tensor]:
+        columns = torch.from_numpy(chance.normal(size=(len(PairLogps._fields) + 1, len(pairs))))
+        looked[len(pairs)] = PairLogps(*columns[:-1]), columns[-1]
+        return looked[len(pairs)]
+
+    pairs, loss = mixed(written[0], tmp_path / "mixed", ["s", "t"]), Sigmoid()
+    found = held_out(pairs, tmp_path / "cache").metrics(look, loss)
+    (whole, losses), (named, of_named) = looked[192], looked[24]
+    names = sorted(report(whole, losses, loss))
+    assert sorted(found) == sorted(f"eval/{of}{name}" for of in ("", "s/", "t/", "b/") for name in names)
+    assert found["eval/loss"] == pytest.approx(losses.mean().item())
+    assert found["eval/b/loss"] == pytest.approx(of_named.mean().item())
+    assert found["eval/b/logps/chosen"] == pytest.approx(named.chosen.mean().item())
+    rows = [row for part in pairs.parts for row in pairs.read(part).to_pylist() if row["split"] == "eval"]
+    for source in ("s", "t"):
+        own = torch.tensor([row["source"] == source for row in rows])
+        assert found[f"eval/{source}/loss"] == pytest.approx(losses[own].mean().item())
+        assert found[f"eval/{source}/logps/rejected"] == pytest.approx(whole.rejected[own].mean().item())
+    alone = held_out(mixed(written[0], tmp_path / "alone", ["s"]), tmp_path / "cache").metrics(look, loss)
+    assert not any("/s/" in name for name in alone)  # one source is all there is
+    many = held_out(mixed(written[0], tmp_path / "many", [f"f{n}" for n in range(100)]), tmp_path / "cache")
+    assert not any("/f" in name for name in many.metrics(look, loss))
+
+
+def test_a_source_and_a_held_out_set_of_one_name_are_refused(written: tuple, tmp_path: Path) -> None:
+    pairs = mixed(written[0], tmp_path / "mixed", ["a", "b"])
+    with pytest.raises(ContractError, match=r"one name, 'eval/b', .* Rename one: shard\.sources or shard\.eval"):
+        held_out(pairs, tmp_path / "cache")

@@ -19,12 +19,12 @@ NORM = {"name": "sigmoid_norm", "beta": 5.0}
 MPO = [
     {"name": "sigmoid", "beta": 0.1, "weight": 0.8},
     {"name": "bco_pair", "beta": 0.1, "weight": 0.2},
-    {"name": "sft", "weight": 1.0},
+    {"name": "sft", "weight": 1.0, "mean_over": "completion"},
 ]
 
 
-def simpo(beta: float, gamma: float) -> dict[str, Any]:
-    return {"name": "simpo", "beta": beta, "gamma": gamma}
+def simpo(beta: float, gamma_beta_ratio: float) -> dict[str, Any]:
+    return {"name": "simpo", "beta": beta, "gamma_beta_ratio": gamma_beta_ratio}
 
 
 # As the sources have them, which each file names: an edit of a recipe is an edit here.
@@ -67,15 +67,15 @@ FIGURES = {
     ),
     "simpo-llama3-8b": (
         LLAMA, "princeton-nlp/llama3-ultrafeedback",
-        simpo(2.5, 0.55 * 2.5), 1e-6, "cosine", 0.1, 0, 128, 1, 1.0, 2048, 1800,
+        simpo(2.5, 0.55), 1e-6, "cosine", 0.1, 0, 128, 1, 1.0, 2048, 1800,
     ),
     "simpo-llama3-8b-v0.2": (
         LLAMA, "princeton-nlp/llama3-ultrafeedback-armorm",
-        simpo(10, 0.3 * 10), 1e-6, "cosine", 0.1, 0, 128, 1, 1.0, 2048, 1800,
+        simpo(10, 0.3), 1e-6, "cosine", 0.1, 0, 128, 1, 1.0, 2048, 1800,
     ),
     "simpo-gemma2-9b": (
         "google/gemma-2-9b-it", "princeton-nlp/gemma2-ultrafeedback-armorm",
-        simpo(10, 0.5 * 10), 8e-7, "cosine", 0.1, 0, 128, 1, 1.0, 2048, 1800,
+        simpo(10, 0.5), 8e-7, "cosine", 0.1, 0, 128, 1, 1.0, 2048, 1800,
     ),
     "mpo": (
         "Qwen/Qwen2.5-7B-Instruct", ULTRAFEEDBACK,
@@ -126,6 +126,12 @@ def test_the_figures_are_those_of_the_source(path: Path) -> None:
         shard["max_length"], shard.get("max_prompt_length"),
     )  # fmt: skip
     assert dict(zip(COLUMNS, figures, strict=True)) == dict(zip(COLUMNS, FIGURES[path.stem], strict=True))
+
+
+def test_smollm3_ends_at_a_tenth_of_its_rate() -> None:
+    shares = {path.stem: yaml.safe_load(path.read_text())["train"].get("min_lr_fraction", 0) for path in RECIPES}
+    assert shares.pop("smollm3-3b") == 0.1
+    assert not any(shares.values())
 
 
 def test_smollm3_takes_as_many_pairs_as_its_mixture_has() -> None:

@@ -281,9 +281,9 @@ def test_the_table_of_losses_is_that_of_the_classes() -> None:
     told, own = {}, {}
     for row in losses():
         name = row["loss"].split("`")[1]
-        fields = re.findall(r"`(\w+)`(?: \([^)]*\))? ([\d.]+)", row["own fields, with defaults"])
+        fields = re.findall(r"`(\w+)`(?: \([^)]*\))? ([\w.]+)", row["own fields, with defaults"])
         told[name] = (
-            {field: float(value) for field, value in fields},
+            {field: yaml.safe_load(value) for field, value in fields},
             {shared[letter] for letter in row["shared"].split()},
             set(row["needs"].replace("pairs with a margin", "pairs").split(", ")),
         )

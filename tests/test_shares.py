@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from stages.train.config import TrainConfig
 from stages.train.pairs.shares import num_steps, shares
@@ -52,3 +53,40 @@ def test_schedules(schedule: str, middle: float, last: float) -> None:
     assert lr_at(10, 10, shape) == pytest.approx(last, abs=1e-5)
     long = config(lr=1.0, warmup_fraction=0.5, schedule=schedule)
     assert [lr_at(step, 8, long) for step in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
+    steps = config(lr=1.0, warmup_steps=4, schedule=schedule)
+    assert [lr_at(step, 8, steps) for step in range(1, 9)] == [lr_at(step, 8, long) for step in range(1, 9)]
+    assert lr_at(3, 3, steps) == 0.75  # a warmup that is longer than the run
+    if schedule != "constant":
+        ends = config(lr=2.0, warmup_fraction=0.1, schedule=schedule, min_lr_fraction=0.1)
+        for step in range(2, 11):  # as cosine_with_min_lr of transformers
+            assert lr_at(step, 10, ends) == pytest.approx(2 * (0.1 + 0.9 * lr_at(step, 10, shape)))
+
+
+@given(st.sampled_from(["linear", "cosine"]), st.integers(0, 20), st.integers(1, 300), st.floats(0, 1))
+def test_a_rate_rises_and_then_falls_to_its_least(schedule: str, warmup: int, total: int, least: float) -> None:
+    shape = config(lr=1.0, warmup_steps=warmup, schedule=schedule, min_lr_fraction=least)
+    rates = [lr_at(step, total, shape) for step in range(1, total + (2 if total > warmup else 1))]
+    assert np.all(np.diff(rates[:warmup]) >= 0)
+    assert np.all(np.diff(rates[warmup:]) <= 1e-12)
+    assert all(rate >= least - 1e-9 for rate in rates[warmup:])
+    if total > warmup:
+        assert rates[-1] == pytest.approx(least)  # the step that would come next
+
+
+def test_fields_of_the_rate_that_contradict_each_other() -> None:
+    for fields, message in (
+        ({"warmup_steps": 3, "warmup_fraction": 0.1}, "leave one out"),
+        ({"warmup_fraction": None}, "warmup_fraction: 0 is no warmup"),
+        ({"schedule": "constant", "min_lr_fraction": 0.1}, "constant stays at lr"),
+        ({"export": "best"}, "export: best compares evaluations .* eval_steps"),
+        ({"patience": 2}, "patience compares evaluations .* eval_steps"),
+        ({"patience": 2, "eval_steps": 1, "best_metric": "eval/implicit_kl"}, "give best_is"),
+        ({"best_metric": "loss"}, "pattern"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            config(**fields)
+    stated = config(warmup_steps=3)
+    assert config(**stated.model_dump(exclude={"policy"})) == stated
+    assert config(patience=2, eval_steps=1, best_metric="eval/implicit_kl", best_is="lowest").best_is_highest is False
+    for name, highest in (("eval/loss", False), ("eval/x/loss", False), ("eval/x/rewards/accuracies", True)):
+        assert config(best_metric=name).best_is_highest is highest

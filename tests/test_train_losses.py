@@ -9,9 +9,11 @@ import pytest
 import yaml
 from conftest import Project, make_project
 
-from pipeline.plan import Step
+from pipeline.plan import Step, advice
+from pipeline.view.tables import print_plan
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError, MissingArtifact, RecipeError
+from stages.progress import Silent
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.job import Job
 from stages.train.objective.named import labelled, paired, reference_free
@@ -169,3 +171,49 @@ def test_the_margin_is_kept(made: Made) -> None:
     pairs = PreferencePairs(made[False]["shard"].folder)
     margins = [value for part in pairs.parts for value in pairs.read(part)["margin"].to_pylist()]
     assert sorted(set(margins)) == [0.0, 1.0, 2.0]
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def notice(self, message: str) -> None:
+        self.told.append(message)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_odpo_leaves_out_what_has_no_logarithm(made: Made, tmp_path: Path) -> None:
+    steps = made[False]
+    pairs, logprobs = PreferencePairs(steps["shard"].folder), ReferenceLogprobs(steps["score"].folder)
+    rows = [row for part in pairs.parts for row in pairs.read(part).to_pylist() if row["split"] == "train"]
+    without = sum(row["margin"] == 0 for row in rows)
+    progress, facts = Listening(), {}
+    for of in ("log", "identity"):
+        config = steps["train"].config.model_copy(update={"loss": paired.Odpo(margin_scale_of=of)})
+        facts[of] = train(
+            config, pairs=pairs, logprobs=logprobs, out=tmp_path / of, resources=TrainResources(), progress=progress
+        )
+    assert 0 < facts["log"]["without_margin"] == without < len(rows)
+    assert facts["log"]["pairs"] == len(rows) - without
+    assert progress.told == facts["log"]["notices"]
+    assert progress.told[0].startswith(f"{without} pairs have no margin above 0")
+    assert facts["identity"]["pairs"] == len(rows)
+    assert not {"without_margin", "notices"} & facts["identity"].keys()
+
+
+def test_odpo_is_refused_where_no_pair_has_a_margin(inputs: tuple, tiny_model: Path, tmp_path: Path) -> None:
+    pairs, logprobs = inputs
+    config = TrainConfig(policy=str(tiny_model), loss=paired.Odpo())
+    message = r"odpo takes the logarithm of margins, and none of the \d+ pairs .* margin_scale_of: identity"
+    with pytest.raises(ContractError, match=message):
+        train(config, pairs=pairs, logprobs=logprobs, out=tmp_path / "out", resources=TrainResources())
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_warns_where_kinds_are_out_of_balance(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many of both, and the desirable ones weigh 1.5."""
+    print_plan(list(project.plan(*LABELLED).values()), as_json=False)
+    assert ": 1.5 to 1, and its authors advise 1 to 4/3. Set train.loss.desirable_weight" in capsys.readouterr().out
+    for balanced in (["train.loss.desirable_weight=1.2"], ["train.loss.name=apo_zero_unpaired"], ["shard.num_parts=2"]):
+        assert advice(list(project.plan(*LABELLED, *balanced).values())) == []
+    assert advice(list(project.plan().values())) == []

@@ -44,10 +44,15 @@ SAME = {
     "f_alpha_divergence_coef": "train.loss.divergence_alpha",
     "use_weighting": "train.loss.wpo",
     "discopop_tau": "train.loss.tau",
+    "dpop_lambda": "train.loss.penalty",
+    **dict.fromkeys(("odpo_alpha", "offset_alpha"), "train.loss.margin_scale"),
+    "sft_average_log_probs": "train.loss.mean_over",
     # optimization
     **dict.fromkeys(("learning_rate", "actor_learning_rate", "max_lr"), "train.lr"),
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "lr_schedule", "scheduler"), "train.schedule"),
     **dict.fromkeys(("warmup_ratio", "lr_warmup_ratio", "warmup"), "train.warmup_fraction"),
+    **dict.fromkeys(("num_warmup_steps", "lr_warmup_steps"), "train.warmup_steps"),
+    **dict.fromkeys(("min_lr_ratio", "min_lr_rate", "lr_min_ratio", "cosine_min_lr_ratio"), "train.min_lr_fraction"),
     **dict.fromkeys(
         ("batch_size", "train_batch_size", "global_batch_size", "train_global_batch_size"), "train.global_batch"
     ),
@@ -58,6 +63,10 @@ SAME = {
     **dict.fromkeys(("adam_epsilon", "epsilon", "eps"), "train.adam_eps"),
     "data_seed": "train.seed",
     **dict.fromkeys(("eval_strategy", "evaluation_strategy", "val_period", "eval_interval"), "train.eval_steps"),
+    "load_best_model_at_end": "train.export",
+    "metric_for_best_model": "train.best_metric",
+    "greater_is_better": "train.best_is",
+    **dict.fromkeys(("early_stopping_patience", "early_stopping", "early_stopping_steps"), "train.patience"),
     # adapters
     **dict.fromkeys(("use_peft", "use_lora", "peft_config", "lora_config", "adapter", "finetuning_type"), "train.lora"),
     **dict.fromkeys(("lora_r", "lora_rank", "train.lora.r"), "train.lora.rank"),
@@ -133,7 +142,10 @@ LENGTH = (
 )
 OPTIMIZER = "there is none: the optimizer is AdamW, with train.adam_betas, train.adam_eps and train.weight_decay"
 DROPOUT = "there is none: models run without dropout, else log-probs could not be compared with cached ones"
-SFT_TERM = "of rpo and cpo it is train.loss.nll; beside others it is a loss in a list: [dpo, {name: sft, weight: 0.2}]"
+SFT_TERM = (
+    "of rpo and cpo it is train.loss.nll; beside others it is a loss in a list: [dpo, {name: sft, weight: 0.2}]; which "
+    "of them averages as yours does is a table of stages/train/README.md"
+)
 
 # What there is no key for, and why; or what is done with other keys.
 OTHERWISE = {
@@ -153,16 +165,14 @@ OTHERWISE = {
     **dict.fromkeys(("sync_ref_model", "ref_model_sync_steps", "ref_model_mixup_alpha"), ROUNDS),
     "reference_free": "take a train.loss that needs no reference: simpo, orpo, cpo, sft; score is not run then",
     **dict.fromkeys(("rpo_alpha", "pref_ftx", "sft_loss_weight", "nll_loss_coef", "chosen_nll_loss"), SFT_TERM),
-    "gamma_beta_ratio": "train.loss.gamma is that ratio times train.loss.beta",
     **dict.fromkeys(
         ("loss_weights", "preference_loss_weight"),
         "train.loss takes a list, with a weight each: [{name: dpo, weight: 0.8}, {name: sft, weight: 0.2}]",
     ),
     **dict.fromkeys(
-        ("warmup_steps", "num_warmup_steps", "lr_warmup_steps"),
-        "there is none: train.warmup_fraction is a share of all steps, so that a run of another length warms up alike",
+        ("min_lr", "lr_scheduler_kwargs"), "train.min_lr_fraction times train.lr is where train.schedule ends"
     ),
-    "min_lr": "there is none: train.schedule linear and cosine end at 0, constant stays at train.lr",
+    "early_stopping_threshold": "there is none: any gain counts, and train.patience is how long one may take",
     **dict.fromkeys(("optim", "optimizer", "optimizer_type"), OPTIMIZER),
     "shuffle": "there is none: pairs are always shuffled, by train.seed, in windows of train.shuffle_window",
     **dict.fromkeys(("dropout", "disable_dropout", "lora_dropout", "attention_dropout"), DROPOUT),
@@ -231,9 +241,8 @@ LOSSES = {
     "apo": "take apo_zero where the policy is worse than the completions, apo_down where it is better",
     "aot_pair": "AOT of pairs is aot; aot_unpaired sorts chosen and rejected apart",
     **dict.fromkeys(("nll", "lm", "cross_entropy"), "the negative log-likelihood of chosen is sft"),
-    **dict.fromkeys(
-        ("dpop", "dpo_positive", "smaug"), "there is no DPOP; rpo holds up the likelihood of chosen as well"
-    ),
+    **dict.fromkeys(("dpo_positive", "smaug", "dpo_p"), "DPO-Positive is dpop"),
+    "offset_dpo": "DPO with an offset is odpo",
     **dict.fromkeys(
         ("online_dpo", "grpo", "ppo"), "raydpo trains on given completions; nearest is sigmoid with rounds: 2"
     ),

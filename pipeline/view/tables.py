@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.plan import Step
+from pipeline.plan import Step, advice
 from pipeline.runner import Done
 from stages.artifacts import PolicyCheckpoint
 
@@ -26,6 +26,8 @@ def print_plan(steps: list[Step], as_json: bool) -> None:
     for step in steps:
         table.add_row(step.name, step.state, escape(step.why), _near(step.folder))
     Console().print(table)
+    for said in advice(steps):
+        Console().print(f"[yellow]Warning:[/] {escape(said)}", soft_wrap=True, highlight=False)
 
 
 def print_done(done: list[Done], console: Console) -> None:
@@ -56,6 +58,12 @@ def _key_figures(facts: dict[str, Any]) -> Iterator[str]:
         value = known.get(key)
         if any(value.values()) if isinstance(value, dict) else value:
             yield f"{label} {figure(known[key])}"
+    # Of each named held-out set, and of each source of the others where there are several.
+    for key in facts.get("before and after", {}):
+        name = key.removeprefix("eval/").removesuffix("/loss")
+        if key.endswith("/loss") and key != "eval/loss":
+            accuracy = known.get(f"eval/{name}/rewards/accuracies")
+            yield f"{name}: loss {figure(known[key])}" + (f", accuracy {figure(accuracy)}" if accuracy else "")
 
 
 _KEY_FIGURES = {
@@ -70,11 +78,14 @@ _KEY_FIGURES = {
     "unscored": "unscored",
     "off trainer": "off trainer",  # standard deviation, nats a token
     "margin noise": "margin noise",
+    "without_margin": "without margin",
     "check/ref_drift": "ref drift",
     "loss": "loss",
     "eval/loss": "eval loss",
     "eval/rewards/accuracies": "accuracy",
     "eval/rewards/margins": "margin",
+    "best": "best:",
+    "stopped early": "stopped early",
 }
 
 

@@ -1,6 +1,6 @@
 """How the policy is trained. There is no field for a reference model: training reads only its log-probs."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,13 @@ class Lora(Config):
     alpha: Count = 32  # adapters are scaled by alpha / rank
     targets: Literal["all-linear"] | list[str] = "all-linear"  # names of linear layers, as peft takes them
     merge: bool = False  # export the merged model as well
+
+
+def direction(metric: str) -> Literal["lowest", "highest"] | None:
+    """Which value of a held-out metric is the best, by its name; None where that is a matter of opinion."""
+    if metric.endswith("/loss"):
+        return "lowest"
+    return "highest" if metric.endswith(("/rewards/accuracies", "/rewards/margins", "/logps/chosen")) else None
 
 
 class TrainConfig(Config):
@@ -35,15 +42,58 @@ class TrainConfig(Config):
     seed: int = Field(0, ge=0)
     shuffle_window: Count = 65536  # pairs: a larger set is shuffled window by window, and read in long stretches
     eval_steps: Count | None = None  # look at the held-out pairs every so many steps; None: at start and end alone
+    export: Literal["last", "best"] = "last"  # the policy of which step: the last, or that of the best evaluation
+    best_metric: str = Field("eval/loss", pattern="^eval/.")  # by which evaluations are compared: any held-out metric
+    best_is: Literal["lowest", "highest"] | None = None  # None: as the metric's name says
+    patience: Count | None = None  # evaluations in a row that may bring no gain; then training stops
     max_skipped_steps: int = Field(10, ge=0)  # with a loss or gradient that is not finite; one more ends the run
 
     lr: float = Field(5e-7, gt=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_fraction: Fraction = 0.1  # of the steps
+    min_lr_fraction: Fraction = 0.0  # of lr, which linear and cosine end at
+    warmup_fraction: Fraction | None = 0.1  # of the steps
+    warmup_steps: int | None = Field(None, ge=0)  # instead
     weight_decay: float = Field(0.0, ge=0)
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = Field(1e-8, gt=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_warmup(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("warmup_steps") is None:
+            return given
+        if given.get("warmup_fraction") is not None:
+            raise ValueError("warmup_steps and warmup_fraction say the same thing: leave one out")
+        return given | {"warmup_fraction": None}
+
+    @model_validator(mode="after")
+    def _fields_that_belong_together(self) -> "TrainConfig":
+        if self.warmup_fraction is None and self.warmup_steps is None:
+            raise ValueError("warmup_fraction is null, and warmup_steps is not given: warmup_fraction: 0 is no warmup")
+        if self.min_lr_fraction and self.schedule == "constant":
+            raise ValueError("min_lr_fraction is where schedule linear or cosine ends, and constant stays at lr")
+        for field, wanted in (("export: best", self.export == "best"), ("patience", self.patience is not None)):
+            if wanted and self.eval_steps is None:
+                raise ValueError(f"{field} compares evaluations during training: say how often, with eval_steps")
+        if self.looks_for_best and self.best_is is None and direction(self.best_metric) is None:
+            raise ValueError(f"whether a low or a high {self.best_metric} is good is not known: give best_is")
+        return self
+
+    def advice(self, made: dict[str, Any]) -> list[str]:
+        """What a person should know of training on pairs of which `shard` says `made`, its facts."""
+        if not (made.get("labelled") and self.loss.labelled):
+            return []
+        return self.loss.advice(made["desirable"], made["pairs"] - made["desirable"])
+
+    @property
+    def looks_for_best(self) -> bool:
+        """Evaluations are compared, for more than which checkpoints to keep."""
+        return self.export == "best" or self.patience is not None
+
+    @property
+    def best_is_highest(self) -> bool:
+        return (self.best_is or direction(self.best_metric)) == "highest"
 
     @property
     def unread(self) -> frozenset[str]:
@@ -72,7 +122,7 @@ class TrainResources(Config):
     stall_seconds: float = Field(600, gt=0)  # a step that takes longer is reported with each worker's stack
     checkpoint_steps: Count | None = None  # save every so many steps; None: by time alone
     checkpoint_minutes: float = Field(15, gt=0)
-    keep_checkpoints: Count = 2  # the newest, and besides the one of the lowest loss on held-out pairs
+    keep_checkpoints: Count = 2  # the newest, and besides the one of the best evaluation, by train.best_metric
     cache: str | None = (
         None  # folder on each node's own disk, for three windows of pairs; None: the system's for scratch
     )

@@ -15,11 +15,13 @@ from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.errors import ContractError, MissingArtifact, is_for_users, out_of_ray
 from stages.model_files import check_fits
 from stages.progress import Progress, Silent
+from stages.train.best import Best
 from stages.train.config import Elastic, TrainConfig, TrainResources
 from stages.train.following.follower import Follower
 from stages.train.following.metrics_log import Metrics
 from stages.train.following.refusal import Refusal
 from stages.train.job import Job
+from stages.train.pairs.pair_set import count_pairs
 from stages.train.pairs.shares import num_steps
 
 
@@ -51,12 +53,29 @@ def train(
     else:
         logprobs = None
     _check_rows(config, pairs)
+    aside = 0
+    if config.loss.positive_margin:
+        usable = int(count_pairs(pairs, logprobs, positive_margin=True)["train"].sum())
+        num_pairs, aside = usable, num_pairs - usable
+        if not usable:
+            raise ContractError(
+                f"train.loss {config.loss.name} takes the logarithm of margins, and none of the {aside} pairs of "
+                f"PreferencePairs {pairs.folder.name} has one above 0. Look at shard.columns.margin, or set "
+                "train.loss.margin_scale_of: identity"
+            )
     if not num_pairs:
         raise ContractError(f"PreferencePairs {pairs.folder.name} has no pair to train on; lower shard.eval_fraction")
+    notices = config.advice(made)
+    if aside:
+        notices.append(f"{aside} pairs have no margin above 0, of which train.loss takes the logarithm: set aside")
+    progress = progress or Silent()
+    for notice in notices:
+        progress.notice(notice)
     out.mkdir(parents=True, exist_ok=True)
     steps = num_steps(num_pairs, config)
-    _fit(Job(config, resources, pairs, logprobs, out, made["longest"]), steps, progress or Silent())
-    return _facts(PolicyCheckpoint(out).metrics, steps, num_pairs)
+    _fit(Job(config, resources, pairs, logprobs, out, made["longest"]), steps, progress)
+    facts = _facts(PolicyCheckpoint(out).metrics, config, steps, num_pairs)
+    return facts | ({"without_margin": aside} if aside else {}) | ({"notices": notices} if notices else {})
 
 
 def _check_rows(config: TrainConfig, pairs: PreferencePairs) -> None:
@@ -71,6 +90,7 @@ def _check_rows(config: TrainConfig, pairs: PreferencePairs) -> None:
 
 
 _ROWS = {"pairs": "pairs", "labelled": "labelled completions"}
+_TOLD_OF_HELD_OUT = ("/loss", "/rewards/accuracies", "/rewards/margins")
 
 
 def _fit(job: Job, steps: int, progress: Progress) -> None:
@@ -128,20 +148,31 @@ def train_worker(loop_config: dict[str, Job]) -> None:
         dist.destroy_process_group()  # ranks that wait for this one fail now
 
 
-def _facts(metrics: list[Metrics], steps: int, pairs: int) -> dict[str, Any]:
+def _facts(metrics: list[Metrics], config: TrainConfig, steps: int, pairs: int) -> dict[str, Any]:
     before, first, after = metrics[0], metrics[1], metrics[-1]
     trained = [line for line in metrics[1:] if "loss" in line]  # skipped steps have none
+    best, exported = Best(), after
+    for line in metrics[1:]:
+        if config.best_metric in line:
+            best = best.after(line["step"], line[config.best_metric], config)
+    if config.export == "best" and best.step is not None:
+        exported = next(line for line in metrics if line["step"] == best.step)
     moved = {"loss": [trained[0]["loss"], trained[-1]["loss"]]}
     moved |= {
-        name: [before[name], after[name]]
-        for name in ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins")
-        if name in before
+        name: [before[name], exported[name]] for name in before if name in exported and name.endswith(_TOLD_OF_HELD_OUT)
     }
-    return {
-        "steps": steps,
+    told: dict[str, Any] = {}
+    if config.looks_for_best and best.step is not None:
+        told["best"] = {"step": best.step, config.best_metric: best.value}
+    if after["step"] < steps:
+        told["stopped early"] = f"at step {after['step']} of {steps}: {best.waited} evaluations without gain"
+    drift: dict[str, Any] = {name: first[name] for name in ("check/ref_drift", "check/ref_drift_mean") if name in first}
+    told |= {
+        "steps": after["step"],
         "pairs": pairs,
         "skipped": after["skipped"],
-        "before and after": moved,  # of training; the loss at its first and last step
-        **{name: first[name] for name in ("check/ref_drift", "check/ref_drift_mean") if name in first},
+        "before and after": moved,  # of training to the policy exported; the loss at its first and last step
+        **drift,
         "peak_memory_gb": max(line.get("peak_memory_gb", 0.0) for line in metrics),
     }
+    return told

@@ -17,8 +17,9 @@ from torch.distributed.tensor import DTensor
 from stages.errors import ContractError
 from stages.logps.model import PairLogprobs, load
 from stages.train.following.metrics_log import Metrics
+from stages.train.held_out import HeldOut
 from stages.train.job import Job
-from stages.train.objective.losses import Memory
+from stages.train.objective.losses import Logps, Memory
 from stages.train.objective.ref_drift import RefDrift
 from stages.train.objective.report import report
 from stages.train.objective.step_loss import StepLoss, Work
@@ -50,9 +51,12 @@ class Trainer:
         if self.device.type == "cpu":
             torch.set_num_threads(job.resources.cpus_per_worker)
         config, cache, counts = self.config, NodeCache(job.resources.cache), self._counts()
-        self.pairs, self.held_out = (
-            PairSet(job.pairs, job.logprobs, split, cache, counts) for split in ("train", "eval")
-        )
+        sets = {
+            split: PairSet(job.pairs, job.logprobs, split, cache, counts, config.loss.positive_margin)
+            for split in counts
+        }
+        self.pairs = sets.pop("train")
+        self.held_out = HeldOut({split: pairs for split, pairs in sets.items() if len(pairs)})
         self.order = Order(counts["train"], config.seed, config.global_batch, config.shuffle_window)
         self.model = self._sharded_model()
         self.optimizer = torch.optim.AdamW(
@@ -64,7 +68,8 @@ class Trainer:
 
     def _counts(self) -> Counts:
         """Read by rank 0 for all."""
-        counts = [count_pairs(self.job.pairs, self.job.logprobs) if self.rank == 0 else None]
+        given = self.job.pairs, self.job.logprobs, self.config.loss.positive_margin
+        counts = [count_pairs(*given) if self.rank == 0 else None]
         dist.broadcast_object_list(counts, 0)
         return cast(Counts, counts[0])
 
@@ -154,20 +159,20 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
-        """Means over the held-out pairs, named eval/..; nothing where no pair is held out."""
-        if not len(self.held_out):
-            return {}
-        pairs, loss = np.arange(len(self.held_out)), self.config.loss
+        """Means over the held-out pairs, named eval/.. (held_out.py); nothing where no pair is held out."""
+        return self.held_out.metrics(self._look, self.config.loss)
+
+    def _look(self, pairs: PairSet) -> tuple[Logps, torch.Tensor]:
+        """All pairs of a set and their losses, in its order."""
+        rows, loss = np.arange(len(pairs)), self.config.loss
         size = self.config.global_batch if loss.of_the_step else _EVALUATED_AT_ONCE
         looks = [
-            self._step_loss(self.held_out, pairs[start : start + size], _WITHOUT_GRADIENTS).look()
-            for start in range(0, len(pairs), size)
+            self._step_loss(pairs, rows[start : start + size], _WITHOUT_GRADIENTS).look()
+            for start in range(0, len(rows), size)
         ]
         seen = [columns for columns, _ in looks]
         whole = type(seen[0])(*map(torch.cat, zip(*seen, strict=True)))
-        losses = torch.cat([losses for _, losses in looks])
-        means = report(whole, losses, loss)
-        return {f"eval/{name}": value for name, value in means.items()}
+        return whole, torch.cat([losses for _, losses in looks])
 
     def _step_loss(self, pairs: PairSet, rows: np.ndarray, larger: int = 1) -> StepLoss:
         """The loss over `rows` of the pairs, in micro-batches that may be `larger` than those of training."""

@@ -1,13 +1,17 @@
 """What each Ray Train worker runs: all steps that are left, with checkpoints, metrics and a watch over stalls."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
 from filelock import FileLock
 
+from stages.errors import ContractError
+from stages.train.best import Best, score
 from stages.train.following.metrics_log import Metrics, MetricsLog
 from stages.train.following.watch import Watch
 from stages.train.job import Job
@@ -28,6 +32,7 @@ class Worker:
         self.checkpoints = Checkpoints(
             job.out / "checkpoints", job.identity, job.resources.keep_checkpoints, trains_all=job.config.lora is None
         )
+        self.best = Best()
         self._told = False  # to go
 
     def run(self) -> None:
@@ -37,17 +42,41 @@ class Worker:
             total, done = num_steps(len(trainer.pairs), config), self._resume()
             with self.watch.watching():
                 if done is None:
-                    self._log({"step": 0} | trainer.evaluate())
-                for step in range((done or 0) + 1, total + 1):
-                    metrics = trainer.step(step, total)
-                    if step == total or (config.eval_steps and step % config.eval_steps == 0):
-                        metrics |= trainer.evaluate()
-                    self._log({"step": step} | metrics)
-                    if step == total or self._is_due(step):
-                        self.save(step, metrics.get("eval/loss"))
+                    self._log({"step": 0} | self._first_look())
+                step = done or 0
+                while step < total and not self.best.says_stop(config):
+                    step += 1
+                    self._step(step, total)
             self.checkpoints.wait()
+            if config.export == "best" and self.best.step not in (None, step):
+                self.checkpoints.load(self.best.step, trainer.model, trainer.optimizer)
             trainer.close()
             export_policy(self.job.out / "policy", trainer.model, config)
+
+    def _first_look(self) -> Metrics:
+        """Before the first step. Raises ContractError where the metric that will be asked for is not there."""
+        config, metrics = self.job.config, self.trainer.evaluate()
+        if config.looks_for_best and config.best_metric not in metrics:
+            known = ", ".join(metrics) or "none, as no pair is held out: set shard.eval_fraction"
+            raise ContractError(f"train.best_metric {config.best_metric} is no held-out metric of this run: {known}")
+        return metrics
+
+    def _step(self, step: int, total: int) -> None:
+        """Train, look, note and save as it is due."""
+        config = self.job.config
+        metrics, value = self.trainer.step(step, total), None
+        if step == total or (config.eval_steps and step % config.eval_steps == 0):
+            metrics |= self.trainer.evaluate()
+            shared = [metrics.get(config.best_metric)]
+            dist.broadcast_object_list(shared, 0)  # ranks whose figures differed in a last digit would part
+            value = shared[0]
+            if value is not None:
+                self.best = self.best.after(step, value, config)
+        self._log({"step": step} | metrics)
+        ends = step == total or self.best.says_stop(config)
+        to_export = config.export == "best" and self.best.step == step
+        if ends or self._is_due(step) or to_export:
+            self.save(step, value)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -60,7 +89,9 @@ class Worker:
         """Take up the latest checkpoint, if there is one; its step."""
         step, trainer = self.checkpoints.latest(), self.trainer
         if step is not None:
-            trainer.restore(self.checkpoints.load(step, trainer.model, trainer.optimizer))
+            state = self.checkpoints.load(step, trainer.model, trainer.optimizer)
+            trainer.restore(state)
+            self.best = Best(**state["best"])
         if trainer.rank == 0:
             self.metrics.rewind(-1 if step is None else step)
         self._saved_at = time.monotonic()
@@ -79,10 +110,11 @@ class Worker:
         told, self._told = self._told, self.is_preempted()
         return self._told and not told  # once
 
-    def save(self, step: int, held_out_loss: float | None) -> None:
-        """Begin a checkpoint after `step`; it is written beside the training."""
-        trainer = self.trainer
-        self.checkpoints.save(step, trainer.model, trainer.optimizer, trainer.state(), held_out_loss)
+    def save(self, step: int, value: float | None) -> None:
+        """Begin a checkpoint after `step`; it is written beside the training. `value` is that of train.best_metric."""
+        trainer, state = self.trainer, self.trainer.state() | {"best": asdict(self.best)}
+        found = None if value is None or not math.isfinite(value) else score(value, self.job.config)
+        self.checkpoints.save(step, trainer.model, trainer.optimizer, state, found)
         self._saved_at = time.monotonic()
 
     def _log(self, metrics: Metrics) -> None:

@@ -16,8 +16,8 @@ from stages.train.pairs.node_cache import NodeCache
 
 Counts = dict[str, np.ndarray]  # [parts] int64, of each split
 
-SPLITS = ("train", "eval")
-_NOT_TRAINED_ON = ["split", "source", "source_row", "error"]
+SPLITS = ("train", "eval")  # there are always these; "eval/<name>" of named held-out sets where there are any
+_NOT_TRAINED_ON = ["split", "source_row", "error"]
 _THREADS = 8  # that count: reading two narrow columns of a part is mostly waiting
 
 
@@ -30,6 +30,8 @@ class Part(NamedTuple):
 class PairSet:
     """Pairs are numbered through the parts, in their order: those of the split that have log-probs, where it has any.
 
+    And with `positive_margin` those alone whose margin is above 0.
+
     Parts come in through the node's cache, checked row by row, when they are asked for or ahead of that.
     """
 
@@ -40,11 +42,12 @@ class PairSet:
         split: str,
         cache: NodeCache | None = None,
         counts: Counts | None = None,
+        positive_margin: bool = False,
     ):
         """`counts` are those of `count_pairs`, where somebody has them."""
-        self._pairs, self._logprobs, self._split = pairs, logprobs, split
+        self._pairs, self._logprobs, self._split, self._positive_margin = pairs, logprobs, split, positive_margin
         self._cache, self._names = cache or NodeCache(None), pairs.parts
-        self.counts = (counts or count_pairs(pairs, logprobs))[split]
+        self.counts = (counts or count_pairs(pairs, logprobs, positive_margin))[split]
         self._starts = np.concatenate([[0], np.cumsum(self.counts)])
         self._open: dict[int, Part] = {}
         self._ahead: dict[int, Future[Part]] = {}
@@ -77,6 +80,11 @@ class PairSet:
         for part, places, rows in self._located(numbers):
             found[places] = part.rows["pair_id"].take(pa.array(rows)).to_pylist()
         return list(found)
+
+    def sources(self) -> np.ndarray:
+        """[pairs] of str: where each was read from, but of the split that is trained on."""
+        parts = [self._part(number).rows["source"].to_pylist() for number in np.flatnonzero(self.counts).tolist()]
+        return np.array([source for part in parts for source in part], object)
 
     def digest(self, numbers: np.ndarray) -> str:
         """Of the ids of some pairs, in their order: 12 hex digits."""
@@ -114,7 +122,7 @@ class PairSet:
     def _bring(self, number: int) -> Part:
         name = self._names[number]
         sources = [each.folder / name for each in (self._pairs, self._logprobs) if each is not None]
-        path = self._cache.path(f"{self._split} {name}", sources)
+        path = self._cache.path(f"{self._split}{' margin > 0' * self._positive_margin} {name}", sources)
         rows = self._cache.table(path, lambda: self._joined(name))
         return Part(path, rows, np.sum(schema.num_tokens(rows), axis=0))
 
@@ -126,18 +134,29 @@ class PairSet:
             for column in scored.column_names[1:]:
                 table = table.append_column(column, scored[column])
             wanted = pc.and_(wanted, pc.is_null(table["error"]))
-        return table.filter(wanted).drop_columns([each for each in _NOT_TRAINED_ON if each in table.column_names])
+        if self._positive_margin:
+            wanted = pc.and_(wanted, _above_zero(table["margin"]))
+        left_out = [*_NOT_TRAINED_ON, *(["source"] if self._split == "train" else [])]
+        return table.filter(wanted).drop_columns([each for each in left_out if each in table.column_names])
 
 
-def count_pairs(pairs: PreferencePairs, logprobs: ReferenceLogprobs | None) -> Counts:
-    """How many pairs of each split that have log-probs, where any are given, each part has. Reads no token."""
+def count_pairs(pairs: PreferencePairs, logprobs: ReferenceLogprobs | None, positive_margin: bool = False) -> Counts:
+    """How many pairs of each split that are in its PairSet each part has. Reads no token."""
 
-    def count(part: str) -> list[int]:
-        splits = pairs.splits(part)
-        if logprobs is not None:
-            splits = splits.filter(pc.is_null(logprobs.errors(part)))
-        return [pc.sum(pc.equal(splits, split)).as_py() or 0 for split in SPLITS]
+    def count(part: str) -> dict[str, int]:
+        table = pairs.columns(part, ["split", *(["margin"] if positive_margin else [])])
+        wanted = pc.is_valid(table["split"]) if logprobs is None else pc.is_null(logprobs.errors(part))
+        if positive_margin:
+            wanted = pc.and_(wanted, _above_zero(table["margin"]))
+        found = pc.value_counts(table["split"].filter(wanted)).to_pylist()
+        return {each["values"]: each["counts"] for each in found}
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        counts = np.array(list(pool.map(count, pairs.parts)), np.int64).reshape(-1, len(SPLITS))
-    return dict(zip(SPLITS, counts.T, strict=True))
+        counts = list(pool.map(count, pairs.parts))
+    named = sorted({split for each in counts for split in each} - set(SPLITS))
+    return {split: np.array([each.get(split, 0) for each in counts], np.int64) for split in (*SPLITS, *named)}
+
+
+def _above_zero(margins: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A triple that says nothing of its margin has none."""
+    return pc.fill_null(pc.greater(margins, 0.0), False)

@@ -31,7 +31,7 @@ class Checkpoints:
     """`step-00000123/` folders of torch.distributed.checkpoint, each with a `meta.json`; used by all ranks together.
 
     `identity` is plain data that a checkpoint must have been made from to be taken up. The newest `keep` stay, and the
-    one whose loss on held-out pairs is the lowest.
+    first one of the lowest score.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], keep: int, trains_all: bool):
@@ -45,15 +45,15 @@ class Checkpoints:
         self._writing: Future[None] | None = None
 
     def save(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], loss: float | None
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], score: float | None
     ) -> None:
         """Copy weights and optimizer, and write them while training goes on; what was being written is waited for.
 
-        `state` is plain data, the same on every rank; `loss` that on held-out pairs, where it is known.
+        `state` is plain data, the same on every rank; `score` says how good it is, where that is known: low is good.
         """
         self.wait()
         staged = cast(dict[str, Any], self._stager.stage(self._state_of(model, optimizer)))
-        meta = {"step": step, "torch": torch.__version__, "loss": loss, "state": state, "identity": self.identity}
+        meta = {"step": step, "torch": torch.__version__, "score": score, "state": state, "identity": self.identity}
         self._writing = self._thread.submit(self._write, staged, meta)
 
     def wait(self) -> None:
@@ -113,8 +113,8 @@ class Checkpoints:
 
     def _prune(self) -> None:
         steps = sorted(self._steps())
-        losses = {step: loss for step in steps if (loss := self._meta(step)["loss"]) is not None}
-        best = min(losses, key=lambda step: losses[step], default=None)
+        scores = {step: score for step in steps if (score := self._meta(step)["score"]) is not None}
+        best = min(scores, key=lambda step: scores[step], default=None)
         for step in steps[: -self.keep]:
             if step != best:
                 _remove(self._path(step))

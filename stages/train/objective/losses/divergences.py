@@ -9,9 +9,13 @@ _LARGEST = 40.0  # exponents past it are cut off: the square of exp(40) is finit
 
 
 def rewards(logratios: torch.Tensor, divergence: str, alpha: float | None) -> torch.Tensor:
-    """f'(u) of u = policy / reference, from log u, up to a constant that cancels in a difference.
+    """f'(u) of u = policy / reference, from log u, up to a constant: chosen so that it is 0 where u is 1.
 
     reverse_kl: log u. forward_kl: 1 - 1 / u. js: log(2u / (1 + u)). alpha: (u^(alpha - 1) - 1) / (alpha - 1).
+
+    In a difference of rewards the constant cancels. Where each is divided by its completion's length (sigmoid_norm,
+    ipo) it does not, and this choice is a part of the loss, as it is in TRL: another constant c would add
+    c (1 / |w| - 1 / |l|). With it, a policy that is the reference has a difference of 0 there too.
     """
     if divergence == "reverse_kl":
         return logratios

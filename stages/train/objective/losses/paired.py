@@ -43,8 +43,11 @@ def sigmoid(seen: PairLogps, loss: named.Sigmoid) -> torch.Tensor:
 
 
 def sigmoid_norm(seen: PairLogps, loss: named.SigmoidNorm) -> torch.Tensor:
-    """Length-normalised DPO: -log s(r_w / |w| - r_l / |l|). Lambert et al. 2024 (Tulu 3, 2411.15124)."""
-    return -logsigmoid(loss.beta * _mean_difference(seen, loss))
+    """Length-normalised DPO: -log s(r_w / |w| - r_l / |l|). Lambert et al. 2024 (Tulu 3, 2411.15124).
+
+    With label smoothing as in DPO's, as open-instruct has it.
+    """
+    return smoothed(loss.beta * _mean_difference(seen, loss), loss.label_smoothing)
 
 
 def robust(seen: PairLogps, loss: named.Robust) -> torch.Tensor:
@@ -122,8 +125,23 @@ def r_dpo(seen: PairLogps, loss: named.RDpo) -> torch.Tensor:
 
 
 def odpo(seen: PairLogps, loss: named.Odpo) -> torch.Tensor:
-    """-log s(r_w - r_l - c margin), for graded preferences. ODPO, Amini et al. 2024 (2402.10571)."""
-    return -logsigmoid(loss.beta * seen.logits - loss.margin_scale * seen.margin)
+    """-log s(r_w - r_l - c f(margin)), for graded preferences. ODPO, Amini et al. 2024 (2402.10571).
+
+    f is the logarithm, as in their code, or the identity. Pairs that it has no logarithm for are not trained on.
+    """
+    margin = seen.margin
+    if loss.margin_scale_of == "log":
+        margin = margin.clamp(min=torch.finfo(margin.dtype).tiny).log()
+    return -logsigmoid(loss.beta * seen.logits - loss.margin_scale * margin)
+
+
+def dpop(seen: PairLogps, loss: named.Dpop) -> torch.Tensor:
+    """-log s(beta (log-ratio of w - of l - a max(0, log reference(w) - log policy(w)))): w may not lose likelihood.
+
+    DPO-Positive, Pal et al. 2024 (Smaug, 2402.13228).
+    """
+    lost = relu(-seen.chosen_logratios)
+    return -logsigmoid(loss.beta * (seen.logits - loss.penalty * lost))
 
 
 def rpo(seen: PairLogps, loss: named.Rpo) -> torch.Tensor:
@@ -132,21 +150,22 @@ def rpo(seen: PairLogps, loss: named.Rpo) -> torch.Tensor:
 
 
 def beta_dpo(seen: PairLogps, loss: named.BetaDpo) -> torch.Tensor:
-    """-log s(b (log-ratio of w - of l)), with b = beta (1 + a (M - M_0)), M the mean of r_w - r_l over the batch.
+    """-log s(b d), d = log-ratio of w - of l, with b = beta (1 + a (M - M_0)), M the mean of d over the step.
 
-    M_0 is its moving mean over the steps, this one included. b stays over a thousandth of beta. beta-DPO, Wu et al.
-    2024 (2407.08639); without its filter, which drops random pairs.
+    M_0 is its moving mean over the steps, this one included. b stays over 0.001. beta-DPO, Wu et al. 2024 (2407.08639):
+    as in their code, the gap d is without beta, which the paper has in it; without their filter, which drops pairs at
+    random.
     """
     logits = seen.logits
-    margin = (loss.beta * logits).mean().detach()
-    adapted = loss.beta * (1 + loss.adaptation * (margin - seen.memory)).clamp(min=1e-3)
+    gap = logits.mean().detach()
+    adapted = (loss.beta * (1 + loss.adaptation * (gap - seen.memory))).clamp(min=1e-3)
     return -logsigmoid(adapted * logits)
 
 
 def beta_dpo_memory(seen: PairLogps, loss: named.BetaDpo, memory: dict[str, float]) -> dict[str, float]:
-    """M_0 with the margins of this step in it."""
-    margin = (loss.beta * seen.logits).mean().item()
-    return {"value": loss.momentum * memory.get("value", 0.0) + (1 - loss.momentum) * margin}
+    """M_0 with the gaps of this step in it."""
+    gap = seen.logits.mean().item()
+    return {"value": loss.momentum * memory.get("value", 0.0) + (1 - loss.momentum) * gap}
 
 
 def aot(seen: PairLogps, loss: named.Aot) -> torch.Tensor:

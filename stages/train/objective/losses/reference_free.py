@@ -10,9 +10,15 @@ from stages.train.objective.losses.paired import smoothed
 from stages.train.objective.named import reference_free as named
 
 
-def sft(seen: PairLogps, _loss: named.Sft | None = None) -> torch.Tensor:
-    """-log p(w), scaled so that the mean over the step is the mean over its chosen tokens, as TRL takes it."""
-    return -seen.chosen / seen.mean_length
+def sft(seen: PairLogps, loss: named.Sft | None = None) -> torch.Tensor:
+    """-log p(w), scaled so that the mean over the step is the mean over its chosen tokens, as TRL takes it.
+
+    Or as others do: the mean over each completion's tokens, or no mean.
+    """
+    over = "step" if loss is None else loss.mean_over
+    if over == "none":
+        return -seen.chosen
+    return -seen.chosen_mean if over == "completion" else -seen.chosen / seen.mean_length
 
 
 def orpo(seen: PairLogps, loss: named.Orpo) -> torch.Tensor:

@@ -63,6 +63,13 @@ class Sum(Config):
     def labelled(self) -> bool:
         return self.terms[0].labelled
 
+    def advice(self, desirable: int, undesirable: int) -> list[str]:
+        return [said for term in self.terms for said in term.advice(desirable, undesirable)]
+
+    @property
+    def positive_margin(self) -> bool:
+        return any(term.positive_margin for term in self.terms)
+
     @property
     def reference(self) -> bool:
         return any(term.reference for term in self.terms)

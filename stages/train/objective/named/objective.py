@@ -34,6 +34,15 @@ class Objective(Config):
         """It trains on labelled completions; else on pairs."""
         return self.family == "labelled"
 
+    def advice(self, desirable: int, undesirable: int) -> list[str]:  # noqa: ARG002
+        """What its authors would say of a set with so many labelled completions of both kinds."""
+        return []
+
+    @property
+    def positive_margin(self) -> bool:
+        """It says something of pairs alone whose margin is above 0."""
+        return False
+
     @property
     def reference(self) -> bool:
         """It needs the reference's log-probs."""

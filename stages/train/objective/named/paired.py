@@ -41,6 +41,7 @@ class Sigmoid(_OfDifference):
 class SigmoidNorm(_OfDifference):
     name: Literal["sigmoid_norm"] = "sigmoid_norm"
     beta: Beta = 5.0
+    label_smoothing: Smoothing = 0.0
 
 
 class Robust(_OfDifference):
@@ -93,7 +94,17 @@ class RDpo(_PerPair):
 
 class Odpo(_PerPair):
     name: Literal["odpo"] = "odpo"
-    margin_scale: float = Field(1.0, gt=0)  # nats a unit of the triples' margin
+    margin_scale: float = Field(1.0, gt=0)  # nats a unit of what `margin_scale_of` makes of the triples' margin
+    margin_scale_of: Literal["log", "identity"] = "log"  # log: pairs whose margin is not above 0 are set aside
+
+    @property
+    def positive_margin(self) -> bool:
+        return self.margin_scale_of == "log"
+
+
+class Dpop(_PerPair):
+    name: Literal["dpop"] = "dpop"
+    penalty: float = Field(50.0, ge=0)  # of what chosen has lost against the reference; lambda in the paper
 
 
 class Rpo(_PerPair):
@@ -105,8 +116,8 @@ class BetaDpo(_PerPair):
     name: Literal["beta_dpo"] = "beta_dpo"
     coupled: ClassVar[bool] = True
     remembers: ClassVar[bool] = True
-    adaptation: float = Field(0.6, ge=0)  # of beta to the batch's margin
-    momentum: float = Field(0.9, ge=0, lt=1)  # of the margin that it is compared with
+    adaptation: float = Field(0.6, ge=0)  # of beta to the step's gap, a nat
+    momentum: float = Field(0.9, ge=0, lt=1)  # of the gap that it is compared with
 
 
 class Aot(_Referenced):
@@ -123,5 +134,5 @@ class AotUnpaired(_Referenced):
 
 Paired = (
     Sigmoid | SigmoidNorm | Robust | Hinge | Ipo | ExoPair | Discopop | NcaPair | BcoPair | SppoHard | ApoZero | ApoDown
-    | RDpo | Odpo | Rpo | BetaDpo | Aot | AotUnpaired
+    | RDpo | Odpo | Dpop | Rpo | BetaDpo | Aot | AotUnpaired
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.train.objective.named.objective import Beta, Objective, Smoothing
 
@@ -15,6 +15,7 @@ class Sft(_ReferenceFree):
     name: Literal["sft"] = "sft"
     of_step_tokens: ClassVar[bool] = True
     beta: ClassVar[float] = 1.0  # of the rewards that are reported
+    mean_over: Literal["step", "completion", "none"] = "step"  # the tokens of: the step, each completion; none: a sum
 
 
 class Orpo(_ReferenceFree):
@@ -52,7 +53,16 @@ class SimPo(_ReferenceFree):
     of_means: ClassVar[bool] = True
     beta: Beta = 2.0
     gamma: float = Field(1.0, ge=0)  # the margin wanted
+    gamma_beta_ratio: float | None = Field(None, ge=0, exclude=True)  # instead: gamma is it times beta, and alone kept
     label_smoothing: Smoothing = 0.0
+
+    @model_validator(mode="after")
+    def _gamma_of_ratio(self) -> "SimPo":
+        if self.gamma_beta_ratio is not None:
+            if "gamma" in self.model_fields_set:
+                raise ValueError("gamma is gamma_beta_ratio times beta: leave one of the two out")
+            self.__dict__ |= {"gamma": self.gamma_beta_ratio * self.beta, "gamma_beta_ratio": None}
+        return self
 
 
 class CpoSimPo(SimPo):
