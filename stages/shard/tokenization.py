@@ -9,15 +9,7 @@ import numpy as np
 from stages.errors import RecipeError
 from stages.model_files import split_revision
 from stages.shard.config import ShardConfig
-from stages.shard.triple import Labelled, Triple
-
-
-class Rejected(ValueError):
-    """This triple makes no pair: a reason to count by, and the detail for a person."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+from stages.shard.triple import Labelled, Rejected, Triple
 
 
 @dataclass(frozen=True)
