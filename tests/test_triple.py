@@ -73,7 +73,8 @@ def test_a_weight_is_a_number_and_stays_when_unrolled() -> None:
     ("row", "message"),
     [
         ({"prompt": "a", "completion": "b", "label": "good"}, "column 'label' is 'good', not true or false"),
-        ({"prompt": [QUESTION], "completion": "b", "label": True}, "the prompt is a list of messages"),
+        ({"prompt": "a", "completion": "b", "label": "True"}, "column 'label' is 'True', not true or false"),
+        ({"prompt": "a", "completion": "b", "label": -1}, "column 'label' is -1, not true or false"),
         ({"prompt": "a", "completion": [1], "label": True}, "not a list of messages"),
     ],
 )
@@ -131,7 +132,7 @@ def test_hh_transcript() -> None:
         ("explicit", "[1]", "not a JSON object but a list"),
         ("explicit", '{"chosen": "a", "rejected": "b"}', "no value in column 'prompt'"),
         ("explicit", '{"prompt": "a", "chosen": 3, "rejected": "b"}', "column 'chosen' is a int"),
-        ("explicit", '{"prompt": "a", "chosen": ["b"], "rejected": "c"}', "chosen is a list, rejected a str"),
+        ("explicit", '{"prompt": "a", "chosen": ["b"], "rejected": "c"}', "chosen is a list, rejected is a str"),
         ("conversational", '{"prompt": "a", "chosen": ["b"], "rejected": ["c"]}', "not a list of messages"),
         ("hh", '{"chosen": "\\n\\nHuman: a", "rejected": "b"}', "no '\\n\\nAssistant:' in the chosen"),
         ("hh", '{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b", "rejected": "c"}', "the transcripts part before"),

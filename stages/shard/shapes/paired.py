@@ -24,6 +24,7 @@ def triple_of(row: dict[str, Any], shape: Shape, columns: Columns, chat: bool) -
     if shape == "implicit":
         return Triple(*_flat(_implicit(sides, names, chat)))
     prompt = text_or_messages(row, prompt_column(row, columns))
+    _check_alike(sides if shape == "explicit" else [decoded(side) for side in sides], names)
     if shape == "explicit" and not all(isinstance(each, str) for each in (prompt, *sides)):
         raise Malformed("the set has the explicit shape, but this row's prompt or completions are not strings")
     if shape in ("conversational", "sharegpt"):
@@ -57,9 +58,7 @@ def apart(
 
     `chat`: strings are the user's and the assistant's messages even if nothing is a list.
     """
-    if len(sides) > 1 and isinstance(sides[0], str) is not isinstance(sides[1], str):
-        kinds = [f"{name} is a {type(side).__name__}" for name, side in zip(names, sides, strict=True)]
-        raise Malformed(", ".join(kinds).replace(f"{names[1]} is a", names[1] + " a"))
+    _check_alike(sides, names)
     if not chat and isinstance(prompt, str) and all(isinstance(side, str) for side in sides):
         return texts_apart(prompt, sides, names)
     of_text = isinstance(prompt, str)
@@ -71,10 +70,16 @@ def apart(
     return messages_apart(asked, answers, names, of_text)
 
 
+def _check_alike(sides: Sequence[Any], names: Sequence[str]) -> None:
+    """That all are text, or none is."""
+    if len({isinstance(side, str) for side in sides}) > 1:
+        kinds = (type(side).__name__ for side in sides)
+        raise Malformed(", ".join(f"{name} is a {kind}" for name, kind in zip(names, kinds, strict=True)))
+
+
 def _implicit(sides: list[Any], names: Sequence[str], chat: bool) -> tuple[Text, list[Any]]:
     sides = [decoded(side) for side in sides]
-    if isinstance(sides[0], str) is not isinstance(sides[1], str):
-        raise Malformed(f"chosen is a {type(sides[0]).__name__}, rejected a {type(sides[1]).__name__}")
+    _check_alike(sides, names)
     if isinstance(sides[0], str):
         prompt = common_text(*sides)
         rests = [side[len(prompt) :] for side in sides]

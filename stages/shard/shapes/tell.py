@@ -162,7 +162,7 @@ def _two_named(row: dict[str, Any], shape: Shape, columns: Columns) -> str | Non
         return None
     return (
         f"column {compared.preference!r} says which of {compared.first!r} and {compared.second!r} is better, row by "
-        "row; shard.columns.chosen and shard.columns.rejected only name the two. To take them as they stand, set shard.shape"
+        "row; shard.columns.chosen and shard.columns.rejected only name them. Set shard.shape to take them as they are"
     )
 
 
@@ -176,7 +176,8 @@ def _plain_text(sample: list[dict[str, Any]], shape: Shape, columns: Columns, so
     texts = [(one, other) for one, other in pairs if isinstance(one, str) and isinstance(other, str) and one and other]
     if texts and 2 * sum(decoded(other) is not other for _, other in texts) > len(texts):
         return f"{source}: completions are messages as JSON text, trained on as text since shard.shape is {shape}"
-    if texts and 2 * sum(not (one[-1].isspace() or other[0].isspace()) for one, other in texts) > len(texts):
+    bare = [not (one[-1].isspace() or other[0].isspace() or other.startswith(one.strip())) for one, other in texts]
+    if 2 * sum(bare) > max(len(texts), 1):
         return (
             f"{source}: prompts and completions are plain text, joined as they stand, without a blank between. If they "
             "are messages of a chat, set shard.text: chat"
