@@ -9,6 +9,8 @@ import fuzz_rows
 import pytest
 from conftest import ROOT
 from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 from test_readme import blocks
 
 from stages.errors import RecipeError
@@ -265,6 +267,7 @@ def test_whole_dialogues_are_taken_apart(prompt: Any, start: list[dict[str, Any]
         ([ASKED], [ASKED, GOOD], [BAD], "doubled_content", "chosen repeats 1 messages of the prompt, rejected 0"),
         ([ASKED], [GOOD], [ASKED, BAD], "doubled_content", "rejected repeats 1"),
         ([ASKED], [user("When?"), GOOD], [user("When?"), BAD], "doubled_content", "not the prompt's last one"),
+        ([ASKED], [], [BAD], "empty", "chosen has no messages"),
         ([ASKED], [ASKED], [ASKED], "doubled_content", "nothing but messages of the prompt"),
         ([ASKED], [SYSTEM, GOOD], [BAD], "malformed", "system messages that open chosen and rejected differ"),
         ([user("x") | {"role": "system"}, ASKED], [SYSTEM, GOOD], [SYSTEM, BAD], "malformed", "is not the prompt's"),
@@ -319,6 +322,24 @@ def test_an_answer_that_is_begun() -> None:
     ]
     expected = Triple([ASKED, begun], [answer(" noon.")], [answer(" no idea.")])
     assert made(rows) == [expected, expected]
+
+
+TURNS = st.lists(st.text("ab ", min_size=1, max_size=3), min_size=1, max_size=5).map(
+    lambda texts: [(user if i % 2 == 0 else answer)(f"{text}{i}") for i, text in enumerate(texts)]
+)
+
+
+@given(TURNS.filter(lambda turns: len(turns) % 2 == 1), st.booleans(), st.data())
+def test_a_dialogue_is_the_same_however_it_is_written(turns: Any, system: bool, data: Any) -> None:
+    before = [SYSTEM] * system + turns
+    start = data.draw(st.sampled_from([[], before, turns, turns[-1:], [m | {"name": None} for m in before]]))
+    text = start == before and data.draw(st.booleans())  # the prompt as a string: one of the user's turns
+    prompt = data.draw(st.sampled_from(turns[::2]))["content"] if text else before
+    if not text and start and data.draw(st.booleans()):
+        prompt = [message | {"content": message["content"] + " "} for message in before]
+    found = one(prompt=prompt, chosen=[*start, GOOD], rejected=[*start, BAD])
+    assert (found.chosen, found.rejected) == ([GOOD], [BAD])
+    assert [m["content"].strip() for m in found.prompt] == [m["content"].strip() for m in before]
 
 
 # --- ranked and compared -------------------------------------------------------------------------------------------
@@ -381,6 +402,23 @@ def test_the_sign_of_a_preference_is_read() -> None:
 
     named = Columns(prompt="context", first="response1", second="response2", preference="p")
     assert one(named, **row, p=-1) == Triple([ASKED], [GOOD], [BAD], 1.0)
+
+
+def test_a_margin_that_is_the_verdict_has_lost_its_sign() -> None:
+    row = {"context": [ASKED], "response1": "At noon.", "response2": "No idea.", "overall_preference": -3}
+    assert one(Columns(margin="overall_preference"), **row) == Triple([ASKED], [GOOD], [BAD], 3.0)
+    with pytest.raises(ValidationError, match="Give all three"):
+        Columns(first="response1")
+
+
+def test_a_likely_part_of_the_prompt_that_is_not_read_is_told() -> None:
+    row = {"prompt": [ASKED], "chosen": [GOOD], "rejected": [BAD], "system": "Be brief."}
+    (notice,) = tell([json.dumps(row)], COLUMNS, "set").notices
+    assert "column 'system' is not read. If it is a system message, set shard.columns: {system: system}" in notice
+    assert tell([json.dumps(row)], Columns(system="system"), "set").notices == []
+    alpaca = {"instruction": "Add.", "input": "1 and 2", "chosen": " 3", "rejected": " 4"}
+    (notice,) = tell([json.dumps(alpaca)], Columns(prompt="instruction"), "set").notices
+    assert "column 'input' is not read" in notice
 
 
 def test_verdicts_of_other_kinds() -> None:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.config import Config, Count, Fraction
 
@@ -27,6 +27,12 @@ class Columns(Config):
     first: str | None = None
     second: str | None = None
     preference: str | None = None  # a number: below 0 where the first is better
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "Columns":
+        if len({name is None for name in (self.first, self.second, self.preference)}) > 1:
+            raise ValueError("first, second and preference name the two completions and the verdict. Give all three")
+        return self
 
 
 class ShardConfig(Config):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from stages.shard.config import Columns, Pairing, Shape
 from stages.shard.shapes.cells import margin_of, number
 from stages.shard.shapes.compared import compared_triple
+from stages.shard.shapes.known import compared_of
 from stages.shard.shapes.messages import json_list, json_object, refuse_media
 from stages.shard.shapes.paired import labelled_of, triple_of
 from stages.shard.shapes.ranked import ranked_of
@@ -55,6 +56,8 @@ def outcomes(
             found = list(ranked_of(row, columns, pairing, chat))
         elif shape == "compared":
             found = [compared_triple(row, columns, chat)]
+            if (verdict := compared_of(row, columns)) and verdict.preference == columns.margin:
+                columns = columns.model_copy(update={"margin": None})  # it is the strength, whose sign has been read
         else:
             found = [triple_of(row, shape, columns, chat)]
         return [_whole(each, row, columns, negative_margin, tools_column, kwargs_column) for each in found]
@@ -97,7 +100,7 @@ def _whole(
             made = replace(made, prompt=_with_system(made.prompt, row[columns.system], columns.system))
         tools = json_list(row.get(tools_column), f"column {tools_column!r}") if tools_column else None
         kwargs = json_object(row.get(kwargs_column), f"column {kwargs_column!r}") if kwargs_column else None
-        return replace(made, tools=tools, chat_kwargs=kwargs)
+        return made if tools is None and kwargs is None else replace(made, tools=tools, chat_kwargs=kwargs)
     except Rejected as error:
         return error
 

@@ -20,7 +20,7 @@ ROLES = {
     "function_response": "tool",
     "function_call": "assistant",
 }
-MEDIA = ("image", "images", "audio", "audios", "video", "videos")  # columns of what is not text
+MEDIA = {"image", "images", "audio", "audios", "video", "videos"}  # columns of what is not text
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -96,8 +96,8 @@ def json_object(value: Any, name: str) -> dict[str, Any] | None:
 
 
 def refuse_media(row: dict[str, Any]) -> None:
-    for name in MEDIA:
-        if row.get(name) and isinstance(row[name], list | dict):
+    for name in sorted(MEDIA & row.keys()):
+        if row[name] and isinstance(row[name], list | dict):
             raise Rejected("unsupported", f"column {name!r} holds {_kind(name)}, and only text is trained on")
 
 

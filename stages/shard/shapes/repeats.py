@@ -41,6 +41,8 @@ def messages_apart(
     prompt: list[Message], sides: Sequence[list[Message]], names: Sequence[str], of_text: bool
 ) -> tuple[list[Message], list[list[Message]]]:
     """(prompt, sides) of messages. `of_text`: the prompt came as a string, and may be any of the user's turns."""
+    if not all(sides):
+        raise Rejected("empty", f"{names[[bool(side) for side in sides].index(False)]} has no messages")
     prompt, sides = _system_moved(prompt, sides, names)
     if of_text and all(side and side[0]["role"] != "assistant" for side in sides):
         shared = common_start(sides)
@@ -61,7 +63,11 @@ def messages_apart(
         if not side:
             raise Rejected("doubled_content", f"{name} holds nothing but messages of the prompt")
         if prompt and side[0]["role"] == prompt[-1]["role"] == "user":
-            raise Rejected("doubled_content", f"{name} begins with a user's message that is not the prompt's last one")
+            raise Rejected(
+                "doubled_content",
+                f"{name} begins with a user's message that is not the prompt's last one. Of whole dialogues, "
+                "shard.shape: implicit makes pairs without the prompt's column",
+            )
     return prompt, _without_beginning(prompt, sides, names)
 
 

@@ -13,6 +13,7 @@ from stages.shard.shapes.paired import shape_of_pair
 from stages.shard.shapes.ranked import is_ranked
 
 SAMPLE = 100  # rows
+SYSTEMS = ("system", "system_prompt")
 
 SHAPES = (
     "The shapes there are: prompt, chosen and rejected (text, or lists of messages); chosen and rejected alone; "
@@ -48,7 +49,8 @@ def tell(rows: Sequence[str], columns: Columns, source: str, shape: Shape = "aut
     told = next((i for i, found in shapes.items() if found == shape), known[0][0])
     row = dict(known)[told]
     _check_columns(known, shape, columns, source)
-    notices = [note for note in (_others(votes, shape, told, source), _two_named(row, shape, columns)) if note]
+    found = _others(votes, shape, told, source), _two_named(row, shape, columns), _unread(known, shape, columns, source)
+    notices = [note for note in found if note]
     of_messages = _of_messages(row, shape, columns, text)
     sample = [each for i, each in known if shapes[i] == shape or shape == "explicit"]
     if not of_messages and (note := _plain_text(sample, shape, columns, source)):
@@ -164,6 +166,23 @@ def _two_named(row: dict[str, Any], shape: Shape, columns: Columns) -> str | Non
         f"column {compared.preference!r} says which of {compared.first!r} and {compared.second!r} is better, row by "
         "row; shard.columns.chosen and shard.columns.rejected only name them. Set shard.shape to take them as they are"
     )
+
+
+def _unread(known: list[tuple[int, dict[str, Any]]], shape: Shape, columns: Columns, source: str) -> str | None:
+    """Columns that are likely a part of the prompt, though the recipe does not say so."""
+    if shape in ("implicit", "hh") or columns.system is not None:
+        return None
+    name = next(
+        (name for name in SYSTEMS if any(isinstance(row.get(name), str) and row[name] for _, row in known)), None
+    )
+    if name is not None:
+        return (
+            f"{source}: column {name!r} is not read. If it is a system message, set shard.columns: {{system: {name}}}"
+        )
+    asked = prompt_column(known[0][1], columns, PROMPTS)
+    if asked == "instruction" and any(isinstance(row.get("input"), str) and row["input"] for _, row in known):
+        return f"{source}: column 'input' is not read, and the prompt is 'instruction' alone. Join the two in the rows"
+    return None
 
 
 def _plain_text(sample: list[dict[str, Any]], shape: Shape, columns: Columns, source: str) -> str | None:
