@@ -31,7 +31,8 @@ def pairs(smollm2: Path) -> Pairs:
     tokenizer = load_tokenizer(str(smollm2))
     config = ShardConfig(source="-", tokenizer="-", max_length=256)
     lines = TRIPLES.read_text().splitlines()[:24]
-    found = [tokenize(parse(line, "conversational", Columns()), tokenizer, config) for line in lines]
+    triples = [triple for line in lines for triple in parse(line, "conversational", Columns())]
+    found = [tokenize(triple, tokenizer, config) for triple in triples]
     return [(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) for pair in found]
 
 

@@ -25,6 +25,7 @@ from pipeline.cli import app
 from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster, Recipe
 from stages.engine.config import EngineResources
+from stages.shard.config import Columns
 from stages.train.config import Lora
 from stages.train.objective.named.loss import BY_NAME
 
@@ -32,7 +33,7 @@ IGNORED = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split(
 ROOMS = [each for each in sorted(ROOT.iterdir()) if each.is_dir() and not any(fnmatch(each.name, p) for p in IGNORED)]
 READMES = [ROOT / "README.md", *(path for room in ROOMS for path in sorted(room.rglob("README.md")))]
 DOCUMENTS = [*READMES, ROOT / "CONTRIBUTING.md"]
-LANGUAGES = {"sh", "yaml", "json", "python", "text"}
+LANGUAGES = {"sh", "yaml", "json", "jsonl", "python", "text"}
 READERS_FILES = {"my.yaml", "cluster.yaml"}
 OF_ARTIFACTS = {"policy/", "adapter/", "checkpoints/step-NNNNNNNN/"}
 NOBODY = "http://127.0.0.1:1"  # where no dashboard answers
@@ -301,6 +302,7 @@ def test_the_table_of_losses_is_that_of_the_classes() -> None:
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
+    "shard.columns": Columns,
     "cluster": Cluster,
     "engine": EngineResources,
     "train.lora": Lora,

@@ -115,6 +115,19 @@ def test_triples_are_unrolled_into_labelled_completions(config: ShardConfig, tmp
         assert row["pair_id"] == whole + hash_of(row["prompt_ids"], row["mismatched_ids"])[:16]
 
 
+def test_ranked_rows_make_several_pairs_and_ties_are_no_fault(config: ShardConfig, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"p {i}", "completions": [f" a {i}", f" b {i}", f" c {i}"], "scores": [i % 3, 1, 3]}
+        for i in range(12)
+    ]
+    source = write(tmp_path / "ranked.jsonl", list(map(json.dumps, rows)))
+    update = {"source": source, "pairing": "all", "text": "plain", "max_dropped_fraction": 0.0}
+    facts = shard(config.model_copy(update=update), out=tmp_path / "out", resources=ShardResources())
+    assert (facts["shape"], facts["pairs"], facts["dropped"]) == ("ranked", 32, {"tie": 4})
+    margins = {(row["source_row"], row["margin"]) for row in rows_of(tmp_path / "out")}
+    assert margins == {(i, m) for i in range(12) for m in {0: (1, 2, 3), 1: (2,), 2: (1, 2)}[i % 3]}
+
+
 def test_labelled_rows_make_no_pairs(config: ShardConfig, tmp_path: Path) -> None:
     rows = [json.dumps({"prompt": f"p {i}", "completion": f" c {i}", "label": i % 2 == 0}) for i in range(20)]
     source = config.model_copy(update={"source": write(tmp_path / "labelled.jsonl", rows)})

@@ -9,15 +9,17 @@ from hypothesis import strategies as st
 
 from stages.errors import RecipeError
 from stages.shard.config import Columns, Shape
-from stages.shard.triple import Labelled, Malformed, Triple, detect_shape, parse
+from stages.shard.shapes.tell import tell
+from stages.shard.triple import Labelled, Malformed, Rejected, Triple, parse
 
 COLUMNS = Columns()
 QUESTION, GOOD, BAD = ({"role": role, "content": text} for role, text in zip("uaa", ("Hi?", "Yes", "No"), strict=True))
 
 
-def read(shape: Shape, **row: Any) -> Triple:
-    assert detect_shape(row, COLUMNS, "set") == shape
-    return parse(json.dumps(row), shape, COLUMNS)
+def read(shape: Shape, **row: Any) -> Triple | Labelled:
+    assert tell([json.dumps(row)], COLUMNS, "set").shape == shape
+    (made,) = parse(json.dumps(row), shape, COLUMNS)
+    return made
 
 
 def test_explicit() -> None:
@@ -37,19 +39,42 @@ def test_labelled() -> None:
 def test_a_margin_is_a_number() -> None:
     columns = Columns(margin="better")
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
-    assert parse(json.dumps(row | {"better": 2}), "explicit", columns) == Triple("a", "b", "c", 2.0)
+    assert parse(json.dumps(row | {"better": 2}), "explicit", columns) == [Triple("a", "b", "c", 2.0)]
+    assert parse(row | {"better": "2"}, "explicit", columns) == [Triple("a", "b", "c", 2.0)]  # as CSV has it
     for wrong in ("much", None, True, float("nan")):
         with pytest.raises(Malformed, match=r"column 'better' is .*, not a finite number"):
             parse(json.dumps(row | {"better": wrong}), "explicit", columns)
     with pytest.raises(RecipeError, match="has no column 'better'"):
-        detect_shape(row, columns, "set")
+        tell([json.dumps(row)], columns, "set")
+    between = Columns(margin="good - bad")
+    assert parse(row | {"good": 3, "bad": 1.5}, "explicit", between) == [Triple("a", "b", "c", 1.5)]
+    with pytest.raises(RecipeError, match="has no column 'bad'"):
+        tell([json.dumps(row | {"good": 3})], between, "set")
+
+
+def test_a_negative_margin_is_refused_or_swaps_the_two() -> None:
+    row, columns = {"prompt": "a", "chosen": "b", "rejected": "c", "strength": -3}, Columns(margin="strength")
+    with pytest.raises(Rejected, match=r"margin: column 'strength' is -3: .* Set shard\.negative_margin: swap"):
+        parse(row, "explicit", columns)
+    assert parse(row, "explicit", columns, negative_margin="swap") == [Triple("a", "c", "b", 3.0)]
+    assert parse(row | {"strength": 0}, "explicit", columns) == [Triple("a", "b", "c", 0.0)]
+
+
+def test_a_weight_is_a_number_and_stays_when_unrolled() -> None:
+    row, columns = {"prompt": "a", "chosen": "b", "rejected": "c", "w": 0.5}, Columns(weight="w")
+    (triple,) = parse(row, "explicit", columns)
+    assert triple == Triple("a", "b", "c", weight=0.5)
+    assert triple.unrolled() == [Labelled("a", "b", True, 0.5), Labelled("a", "c", False, 0.5)]
+    with pytest.raises(Malformed, match="column 'w' is -1, and no pair has a weight below 0"):
+        parse(row | {"w": -1}, "explicit", columns)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"prompt": "a", "completion": "b", "label": "good"}, "column 'label' is 'good', not true or false"),
-        ({"prompt": [QUESTION], "completion": "b", "label": True}, "the prompt is a list of messages"),
+        ({"prompt": "a", "completion": "b", "label": "True"}, "column 'label' is 'True', not true or false"),
+        ({"prompt": "a", "completion": "b", "label": -1}, "column 'label' is -1, not true or false"),
         ({"prompt": "a", "completion": [1], "label": True}, "not a list of messages"),
     ],
 )
@@ -89,7 +114,8 @@ def test_implicit_text(chosen: str, rejected: str, prompt: str) -> None:
 
 @given(st.text(" ab", max_size=12), st.text(" ab", max_size=12))
 def test_implicit_text_loses_nothing(chosen: str, rejected: str) -> None:
-    triple = parse(json.dumps({"chosen": chosen, "rejected": rejected}), "implicit", COLUMNS)
+    (triple,) = parse({"chosen": chosen, "rejected": rejected}, "implicit", COLUMNS)
+    assert isinstance(triple, Triple)
     assert triple.prompt + triple.chosen == chosen
     assert triple.prompt + triple.rejected == rejected
 
@@ -106,7 +132,7 @@ def test_hh_transcript() -> None:
         ("explicit", "[1]", "not a JSON object but a list"),
         ("explicit", '{"chosen": "a", "rejected": "b"}', "no value in column 'prompt'"),
         ("explicit", '{"prompt": "a", "chosen": 3, "rejected": "b"}', "column 'chosen' is a int"),
-        ("explicit", '{"prompt": "a", "chosen": ["b"], "rejected": "c"}', "chosen is a list, rejected a str"),
+        ("explicit", '{"prompt": "a", "chosen": ["b"], "rejected": "c"}', "chosen is a list, rejected is a str"),
         ("conversational", '{"prompt": "a", "chosen": ["b"], "rejected": ["c"]}', "not a list of messages"),
         ("hh", '{"chosen": "\\n\\nHuman: a", "rejected": "b"}', "no '\\n\\nAssistant:' in the chosen"),
         ("hh", '{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b", "rejected": "c"}', "the transcripts part before"),
@@ -120,4 +146,4 @@ def test_malformed_rows_say_why(shape: Shape, text: str, message: str) -> None:
 
 def test_a_missing_column_names_those_there_are() -> None:
     with pytest.raises(RecipeError, match=r"no column 'chosen'; it has 'better', 'worse'.*shard\.columns"):
-        detect_shape({"better": "a", "worse": "b"}, COLUMNS, "set")
+        tell(['{"better": "a", "worse": "b"}'], COLUMNS, "set")

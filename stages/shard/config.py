@@ -2,20 +2,37 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.config import Config, Count, Fraction
 
-Shape = Literal["auto", "explicit", "conversational", "implicit", "hh", "labelled"]
+Shape = Literal["auto", "explicit", "conversational", "sharegpt", "implicit", "hh", "ranked", "compared", "labelled"]
+Pairing = Literal["best_worst", "best_random", "adjacent", "all"]
 
 
 class Columns(Config):
     prompt: str = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
-    margin: str | None = None  # a number: how much better chosen is
+    margin: str | None = None  # a number, how much better chosen is; or the difference "a - b" of two columns
+    weight: str | None = None  # a number: of the pair in the loss
+    system: str | None = None  # text that goes before the prompt as a system message
     completion: str = "completion"
     label: str = "label"  # of the completion: true where it is desirable
+    # Of ranked rows: names of columns, or of keys in each completion. Left out, known sets' names are tried.
+    completions: str | None = None  # the list of them
+    scores: str | None = None  # higher is better
+    ranks: str | None = None  # lower is better
+    # Of compared rows, all three.
+    first: str | None = None
+    second: str | None = None
+    preference: str | None = None  # a number: below 0 where the first is better
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "Columns":
+        if len({name is None for name in (self.first, self.second, self.preference)}) > 1:
+            raise ValueError("first, second and preference name the two completions and the verdict. Give all three")
+        return self
 
 
 class ShardConfig(Config):
@@ -23,7 +40,10 @@ class ShardConfig(Config):
     subset: str | None = None  # of a hub set: the name of its configuration
     split: str = "train"  # of a `datasets` folder or a hub set
     columns: Columns = Columns()
-    shape: Shape = "auto"  # auto: told from the first row
+    shape: Shape = "auto"  # auto: told from the first 100 rows
+    pairing: Pairing = "best_worst"  # which completions of a ranked row make pairs
+    negative_margin: Literal["swap", "reject"] = "reject"  # a row whose margin says that rejected is better
+    text: Literal["auto", "plain", "chat"] = "auto"  # plain strings: joined as they stand, or messages of a chat
     rows: Literal["pairs", "labelled"] = (
         "pairs"  # what is made; triples are unrolled into two labelled completions each
     )

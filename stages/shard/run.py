@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,17 @@ from stages.errors import ContractError, RecipeError, out_of_ray
 from stages.progress import Progress, Silent
 from stages.shard.config import Shape, ShardConfig, ShardResources
 from stages.shard.part import SCHEMAS, merge_rejects, write_empty_parts, write_part
+from stages.shard.shapes.tell import SAMPLE, Told, tell
 from stages.shard.source import Slice, slices
 from stages.shard.tokenization import (
     Completion,
     Pair,
-    Rejected,
     hash_of,
     load_tokenizer,
     tokenize,
     tokenize_labelled,
 )
-from stages.shard.triple import Labelled, Malformed, Triple, detect_shape, parse
+from stages.shard.triple import Labelled, Rejected, Triple, outcomes
 
 # A row after tokenization and before its part is written: a pair, or a reject with a reason.
 _TOKENIZED = {
@@ -48,7 +49,7 @@ def shard(
     progress = progress or Silent()
     progress.start(config.num_parts, 0, "parts")
     work = slices(config, resources.rows_per_task)
-    shape, of_messages = _shape(config, work)
+    told = _shape(config, work)
     rows = (
         ray.data.from_items([piece.as_row() for piece in work], override_num_blocks=len(work))
         .map_batches(_read, batch_size=1, batch_format="pyarrow", fn_kwargs={"rows_per_table": resources.rows_per_task})
@@ -56,7 +57,7 @@ def shard(
             _tokenize,
             batch_size=resources.rows_per_task,
             batch_format="pyarrow",
-            fn_kwargs={"config": config, "shape": shape, "of_messages": of_messages},
+            fn_kwargs={"config": config, "shape": told.shape, "of_messages": told.of_messages},
         )
         .groupby("part", num_partitions=config.num_parts)
         .map_groups(write_part, batch_format="pyarrow", fn_kwargs={"out": str(out), "config": config})
@@ -76,31 +77,19 @@ def shard(
     counts = {key: facts[key] for key in ("rows", "pairs", "train", "eval", "tokens", "cut_prompts", "cut_completions")}
     if config.rows == "labelled":
         counts |= {"labelled": True, "desirable": facts["desirable"]}
-    return counts | {"longest": longest, "dropped": dropped, "shape": shape}
+    return counts | {"longest": longest, "dropped": dropped, "shape": told.shape, "notices": told.notices}
 
 
-def _shape(config: ShardConfig, work: list[Slice]) -> tuple[Shape, bool]:
-    """Told from the first row; and whether completions are lists of messages, for a chat template to write."""
-    first = next((text for piece in work[:1] for _, text in piece.rows()), None)
-    if first is None:
-        raise RecipeError(f"shard.source {config.source} has no rows")
-    try:
-        row = json.loads(first)
-    except json.JSONDecodeError as error:
-        raise RecipeError(
-            f"the first row of {config.source} is not JSON: {error}. One JSON object a line is read"
-        ) from error
-    if not isinstance(row, dict):
-        raise RecipeError(f"the first row of {config.source} is a {type(row).__name__}, not a JSON object with columns")
-    detected = detect_shape(row, config.columns, config.source)
-    shape = detected if config.shape == "auto" else config.shape
-    if shape == "labelled" and config.rows == "pairs":
+def _shape(config: ShardConfig, work: list[Slice]) -> Told:
+    """Told from the first rows."""
+    rows = (text for piece in work for _, text in piece.rows())
+    told = tell(list(islice(rows, SAMPLE)), config.columns, config.source, config.shape, config.text)
+    if told.shape == "labelled" and config.rows == "pairs":
         raise RecipeError(
             f"{config.source} holds labelled completions, of which no pairs can be made. Set shard.rows: labelled, and "
             "train.loss to one that takes them, as kto does"
         )
-    completion = row[config.columns.completion if shape == "labelled" else config.columns.chosen]
-    return shape, isinstance(completion, list)
+    return told
 
 
 def _read(piece: pa.Table, rows_per_table: int) -> Iterator[pa.Table]:
@@ -127,19 +116,25 @@ def _tokenize(raw: pa.Table, config: ShardConfig, shape: Shape, of_messages: boo
 def _tokenize_row(raw: dict[str, Any], tokenizer: Any, config: ShardConfig, shape: Shape) -> Iterator[dict[str, Any]]:
     origin = {"source": raw["source"], "source_row": raw["source_row"], "row": raw["row"]}
     rejected = origin | {"part": raw["source_row"] % config.num_parts}
-    try:
-        parsed = parse(raw["row"], shape, config.columns)
-    except Malformed as error:
-        yield rejected | {"reason": "malformed", "detail": str(error)}
-        return
-    rows: Sequence[Triple | Labelled] = [parsed]
-    if isinstance(parsed, Triple) and config.rows == "labelled" and parsed.chosen != parsed.rejected:
-        rows = parsed.unrolled()
-    for row in rows:
-        try:
-            yield origin | _made(row, tokenizer, config)
-        except Rejected as error:
-            yield rejected | {"reason": error.reason, "detail": error.detail}
+    found = outcomes(
+        raw["row"],
+        shape,
+        config.columns,
+        pairing=config.pairing,
+        negative_margin=config.negative_margin,
+        text=config.text,
+    )
+    for each in found:
+        rows: Sequence[Triple | Labelled | Rejected] = [each]
+        if isinstance(each, Triple) and config.rows == "labelled" and each.chosen != each.rejected:
+            rows = each.unrolled()
+        for row in rows:
+            try:
+                if isinstance(row, Rejected):
+                    raise row
+                yield origin | _made(row, tokenizer, config)
+            except Rejected as error:
+                yield rejected | {"reason": error.reason, "detail": error.detail}
 
 
 def _made(row: Triple | Labelled, tokenizer: Any, config: ShardConfig) -> dict[str, Any]:
@@ -172,7 +167,8 @@ def split_of(prompt_ids: list[int], eval_fraction: float) -> str:
 
 
 def _check_dropped(config: ShardConfig, facts: Counter[str], dropped: dict[str, int], out: Path) -> None:
-    if not facts["pairs"] or sum(dropped.values()) > config.max_dropped_fraction * facts["rows"]:
+    faulty = sum(dropped.values()) - dropped.get("tie", 0)  # that two completions are equally good is no fault
+    if not facts["pairs"] or faulty > config.max_dropped_fraction * facts["rows"]:
         counts = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
         example = pq.read_table(out / "rejects.parquet").slice(0, 1).to_pylist()[0]
         raise ContractError(

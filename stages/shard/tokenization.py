@@ -10,16 +10,8 @@ import numpy as np
 from stages.errors import RecipeError
 from stages.model_files import split_revision
 from stages.shard.config import ShardConfig
-from stages.shard.triple import Labelled, Triple
+from stages.shard.triple import Labelled, Rejected, Triple
 from stages.spans import told, whole
-
-
-class Rejected(ValueError):
-    """This triple makes no pair: a reason to count by, and the detail for a person."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)

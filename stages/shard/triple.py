@@ -1,166 +1,134 @@
-"""One row as it was read -> one triple of texts, by the row's shape."""
+"""One row as it was read -> the triples or labelled completions that it holds, by the shape of its set."""
 
 import json
-import math
-import os.path
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
-from stages.errors import RecipeError
-from stages.shard.config import Columns, Shape
+from stages.shard.config import Columns, Pairing, Shape
+from stages.shard.shapes.cells import margin_of, number
+from stages.shard.shapes.compared import compared_triple
+from stages.shard.shapes.known import compared_of
+from stages.shard.shapes.messages import json_list, json_object, refuse_media
+from stages.shard.shapes.paired import labelled_of, triple_of
+from stages.shard.shapes.ranked import ranked_of
+from stages.shard.shapes.repeats import SYSTEM
+from stages.shard.shapes.row import Labelled, Malformed, Message, Rejected, Triple
 
-HH_HUMAN, HH_ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+__all__ = ["Labelled", "Malformed", "Message", "Rejected", "Triple", "outcomes", "parse"]
 
-
-@dataclass(frozen=True)
-class Triple:
-    """All strings, or all lists of messages {"role", "content"}, to which a chat template applies."""
-
-    prompt: str | list[dict[str, Any]]
-    chosen: str | list[dict[str, Any]]
-    rejected: str | list[dict[str, Any]]
-    margin: float | None = None  # how much better chosen is
-    weight: float = 1.0  # of the pair in the loss
-
-    def unrolled(self) -> "list[Labelled]":
-        sides = (self.chosen, True), (self.rejected, False)
-        return [Labelled(self.prompt, completion, label, self.weight) for completion, label in sides]
+Outcome = Triple | Labelled | Rejected
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A prompt, one completion, and whether it is desirable."""
+def parse(row: str | dict[str, Any], shape: Shape, columns: Columns, **how: Any) -> list[Triple | Labelled]:
+    """What a row holds, never nothing; of the shape "labelled" a Labelled. Raises Malformed or another Rejected.
 
-    prompt: str | list[dict[str, Any]]
-    completion: str | list[dict[str, Any]]
-    label: bool
-    weight: float = 1.0
-
-
-class Malformed(ValueError):
-    """This row does not have the shape of its set. It is set aside; the message becomes its `detail`."""
+    `how` are the keywords of `outcomes`.
+    """
+    found = outcomes(row, shape, columns, **how)
+    made = [each for each in found if not isinstance(each, Rejected)]
+    if not made:
+        raise next(each for each in found if isinstance(each, Rejected))
+    return made
 
 
-def detect_shape(row: dict[str, Any], columns: Columns, source: str) -> Shape:
-    """Tell the shape of a set from its first row; raise RecipeError where the columns are not there."""
-    if columns.chosen not in row and {columns.prompt, columns.completion, columns.label} <= row.keys():
-        return "labelled"
-    for name in filter(None, (columns.chosen, columns.rejected, columns.margin)):
-        if name not in row:
-            raise RecipeError(
-                f"{source} has no column {name!r}; it has {', '.join(map(repr, row))}. "
-                "Name its columns in the recipe: shard.columns: {prompt: .., chosen: .., rejected: ..}"
-            )
-    prompt, chosen = row.get(columns.prompt), row[columns.chosen]
-    if isinstance(chosen, list):
-        return "conversational" if prompt is not None else "implicit"
-    if prompt is not None:
-        return "explicit"
-    return "hh" if isinstance(chosen, str) and chosen.startswith(HH_HUMAN) else "implicit"
-
-
-def parse(text: str, shape: Shape, columns: Columns) -> Triple | Labelled:
-    """Read one row of JSON text: of the shape "labelled" a Labelled, else a Triple. Raises Malformed."""
+def outcomes(
+    row: str | dict[str, Any],
+    shape: Shape,
+    columns: Columns,
+    *,
+    pairing: Pairing = "best_worst",
+    negative_margin: Literal["swap", "reject"] = "reject",
+    text: Literal["auto", "plain", "chat"] = "auto",
+    tools_column: str | None = "tools",
+    kwargs_column: str | None = None,
+) -> list[Outcome]:
+    """All that comes of a row (JSON text, or the row itself), never nothing and never an error: the triples or labelled
+    completions, and a Rejected for each that it does not make. `shape` is that of the set, not "auto".
+    """
     try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise Malformed(f"not JSON: {error}") from error
+        row = _row_of(row)
+        refuse_media(row)
+        chat = text == "chat" or (text == "auto" and (shape in ("ranked", "compared") or columns.system is not None))
+        found: list[Outcome]
+        if shape == "labelled":
+            found = [labelled_of(row, columns, chat)]
+        elif shape == "ranked":
+            found = list(ranked_of(row, columns, pairing, chat))
+        elif shape == "compared":
+            found = [compared_triple(row, columns, chat)]
+            if (verdict := compared_of(row, columns)) and verdict.preference == columns.margin:
+                columns = columns.model_copy(update={"margin": None})  # it is the strength, whose sign has been read
+        else:
+            found = [triple_of(row, shape, columns, chat)]
+        return [_whole(each, row, columns, negative_margin, tools_column, kwargs_column) for each in found]
+    except Rejected as error:
+        return [error]
+    except RecursionError:
+        return [Malformed("nested too deeply")]
+
+
+def _row_of(row: str | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(row, str):
+        try:
+            row = json.loads(row)
+        except ValueError as error:  # also of a number with more digits than Python reads
+            raise Malformed(f"not JSON: {error}") from error
     if not isinstance(row, dict):
         raise Malformed(f"not a JSON object but a {type(row).__name__}")
-    if shape == "labelled":
-        return _parse_labelled(row, columns)
-    triple = _parse_triple(row, shape, columns)
-    return replace(triple, margin=_number(row, columns.margin)) if columns.margin else triple
+    return row
 
 
-def _parse_labelled(row: dict[str, Any], columns: Columns) -> Labelled:
-    prompt, completion, label = _field(row, columns.prompt), _field(row, columns.completion), row.get(columns.label)
-    if label not in (True, False):
-        raise Malformed(f"column {columns.label!r} is {label!r}, not true or false")
-    if isinstance(completion, list):
-        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        _check_messages(prompt, completion)
-    elif not isinstance(prompt, str):
-        raise Malformed("the prompt is a list of messages, and the completion is text")
-    return Labelled(prompt, completion, bool(label))
+def _whole(
+    made: Outcome,
+    row: dict[str, Any],
+    columns: Columns,
+    negative_margin: str,
+    tools_column: str | None,
+    kwargs_column: str | None,
+) -> Outcome:
+    """With what stands in columns of its own: margin, weight, system message, tools and what the template is told."""
+    if isinstance(made, Rejected):
+        return made
+    try:
+        if columns.margin and isinstance(made, Triple):
+            made = _with_margin(made, margin_of(row, columns.margin), columns.margin, negative_margin)
+        if columns.weight:
+            made = replace(made, weight=_weight(row, columns.weight))
+        if isinstance(made.prompt, str):  # plain text, which no template reads
+            return made
+        if columns.system and row.get(columns.system):
+            made = replace(made, prompt=_with_system(made.prompt, row[columns.system], columns.system))
+        tools = json_list(row.get(tools_column), f"column {tools_column!r}") if tools_column else None
+        kwargs = json_object(row.get(kwargs_column), f"column {kwargs_column!r}") if kwargs_column else None
+        return made if tools is None and kwargs is None else replace(made, tools=tools, chat_kwargs=kwargs)
+    except Rejected as error:
+        return error
 
 
-def _number(row: dict[str, Any], name: str) -> float:
-    value = row.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Malformed(f"column {name!r} is {value!r}, not a finite number")
-    return float(value)
+def _with_margin(triple: Triple, margin: float, name: str, negative: str) -> Triple:
+    if margin >= 0:
+        return replace(triple, margin=margin)
+    if negative == "swap":
+        return replace(triple, chosen=triple.rejected, rejected=triple.chosen, margin=-margin)
+    raise Rejected(
+        "margin",
+        f"column {name!r} is {margin:g}: by this the rejected one is better. Set shard.negative_margin: swap to "
+        "exchange the two",
+    )
 
 
-def _parse_triple(row: dict[str, Any], shape: Shape, columns: Columns) -> Triple:
-    chosen, rejected = _field(row, columns.chosen), _field(row, columns.rejected)
-    if type(chosen) is not type(rejected):
-        raise Malformed(f"chosen is a {type(chosen).__name__}, rejected a {type(rejected).__name__}")
-    if shape == "hh":
-        return _split_transcript(chosen, rejected)
-    if shape == "implicit":
-        return _split_messages(chosen, rejected) if isinstance(chosen, list) else _split_text(chosen, rejected)
-    prompt = _field(row, columns.prompt)
-    if shape == "explicit" and not (isinstance(prompt, str) and isinstance(chosen, str)):
-        raise Malformed("the set has the explicit shape, but this row's prompt or completions are not strings")
-    if shape == "conversational":
-        # A prompt given as a plain string is the user's one message.
-        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        _check_messages(prompt, chosen, rejected)
-        if chosen[: len(prompt)] == prompt and rejected[: len(prompt)] == prompt:  # the whole dialogue on each side
-            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    return Triple(prompt, chosen, rejected)
+def _weight(row: dict[str, Any], name: str) -> float:
+    weight = number(row.get(name), f"column {name!r}")
+    if weight < 0:
+        raise Malformed(f"column {name!r} is {weight:g}, and no pair has a weight below 0")
+    return weight
 
 
-def _field(row: dict[str, Any], name: str) -> Any:
-    value = row.get(name)
-    if value is None:
-        raise Malformed(f"no value in column {name!r}")
-    if not isinstance(value, str | list):
-        raise Malformed(f"column {name!r} is a {type(value).__name__}, neither text nor a list of messages")
-    return value
-
-
-def _check_messages(*sides: Any) -> None:
-    for messages in sides:
-        good = isinstance(messages, list) and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-            for m in messages
-        )
-        if not good:
-            raise Malformed('not a list of messages {"role": .., "content": ..}')
-
-
-def _split_text(chosen: str, rejected: str) -> Triple:
-    """The prompt is the common start, cut back to the end of a word, so that no completion begins inside one."""
-    if chosen == rejected:
-        return Triple("", chosen, rejected)
-    common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - of text, on purpose
-    end = len(common)
-    while end and not common[end - 1].isspace():
-        end -= 1
-    prompt = common[:end].rstrip()
-    return Triple(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
-
-
-def _split_messages(chosen: list[Any], rejected: list[Any]) -> Triple:
-    _check_messages(chosen, rejected)
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
-        shared += 1
-    return Triple(chosen[:shared], chosen[shared:], rejected[shared:])
-
-
-def _split_transcript(chosen: Any, rejected: Any) -> Triple:
-    """Anthropic HH: the prompt runs to the last "\\n\\nAssistant:", and both transcripts share it."""
-    if not (isinstance(chosen, str) and isinstance(rejected, str)):
-        raise Malformed("the set has the HH transcript shape, but this row's completions are not strings")
-    end = chosen.rfind(HH_ASSISTANT)
-    if end < 0:
-        raise Malformed(f"no {HH_ASSISTANT!r} in the chosen transcript")
-    prompt = chosen[: end + len(HH_ASSISTANT)]
-    if not rejected.startswith(prompt):
-        raise Malformed("the transcripts part before the last Assistant turn of chosen")
-    if HH_HUMAN in rejected[len(prompt) :]:
-        raise Malformed("the rejected transcript goes on with another Human turn")
-    return Triple(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
+def _with_system(prompt: list[Message], system: Any, name: str) -> list[Message]:
+    if not isinstance(system, str):
+        raise Malformed(f"column {name!r} is a {type(system).__name__}, not text")
+    if prompt and prompt[0]["role"] in SYSTEM:
+        if prompt[0]["content"] != system:
+            raise Malformed(f"column {name!r} is not the system message that the prompt has")
+        return prompt
+    return [{"role": "system", "content": system}, *prompt]

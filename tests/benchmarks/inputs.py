@@ -31,7 +31,7 @@ def hh_pairs(
     with gzip.open(HH, "rt", encoding="utf-8") as lines:
         for row, line in enumerate(lines):
             try:
-                triple = parse(line, "hh", Columns())
+                (triple,) = parse(line, "hh", Columns())
                 found.append((row, triple, tokenize(triple, tokenizer, config)))
             except (Malformed, Rejected):
                 continue

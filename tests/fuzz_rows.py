@@ -1,0 +1,124 @@
+"""Rows of any kind are read or set aside, and nothing else: `python -m tests.fuzz_rows [COUNT]` tries many."""
+
+import json
+import random
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from stages.errors import RecipeError
+from stages.shard.config import Columns
+from stages.shard.shapes.tell import tell
+from stages.shard.triple import Labelled, Rejected, Triple, outcomes
+
+SHAPES: tuple[Any, ...] = (
+    "explicit", "conversational", "sharegpt", "implicit", "hh", "ranked", "compared", "labelled"
+)  # fmt: skip
+PAIRINGS: tuple[Any, ...] = ("best_worst", "best_random", "adjacent", "all")
+COLUMNS = (Columns(), Columns(margin="m", weight="w", system="s"), Columns(first="a", second="b", preference="m"))
+README = Path(__file__).parent.parent / "stages/shard/shapes/README.md"
+SEEDS = [json.loads(line) for line in README.read_text().splitlines() if line.startswith("{")]
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(
+        ["user", "assistant", "gpt", "\n\nHuman: a\n\nAssistant: b", '[{"role": "user"}]', "\ud800", "NaN"]
+    )
+)
+NAMES = st.sampled_from(sorted({key for seed in SEEDS for key in seed} | {"role", "content", "from", "value", "type"}))
+JSON = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=3), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> str:
+    """A row of the README's examples, some of whose values, at any depth, are others."""
+    row = draw(st.sampled_from(SEEDS))
+    for _ in range(draw(st.integers(1, 3))):
+        row = replaced(row, draw(st.integers(0, 2**30)), draw(JSON | st.sampled_from(SEEDS)))
+    return json.dumps(row)
+
+
+ROWS = mutated() | JSON.map(json.dumps) | st.text(max_size=20)
+
+
+def replaced(value: Any, where: int, by: Any) -> Any:
+    """`value` with one of its parts, which `where` tells, replaced, removed or repeated."""
+    keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+    if not keys or where % 5 == 0:
+        return by
+    key, rest = keys[where // 5 % len(keys)], where // 5 // len(keys)
+    if isinstance(value, dict):
+        if rest % 7 == 0:
+            return {name: each for name, each in value.items() if name != key}
+        return value | {key: replaced(value[key], rest // 7, by)}
+    if rest % 7 == 0:
+        return value[:key] + value[key + 1 :]
+    return [*value[:key], replaced(value[key], rest // 7, by), *value[key + (rest % 7 != 1) :]]
+
+
+def check(row: str) -> None:
+    """Raises where a row ends in anything but triples, labelled completions and rejections."""
+    for columns in COLUMNS:
+        with suppress(RecipeError):
+            tell([row], columns, "set")
+        for shape in SHAPES:
+            for text in ("auto", "plain", "chat"):
+                pairing = PAIRINGS[len(row) % 4]
+                found = outcomes(row, shape, columns, pairing=pairing, text=text, kwargs_column="k")  # type: ignore[arg-type]
+                assert found
+                for each in found:
+                    check_outcome(each)
+
+
+def check_outcome(each: Any) -> None:
+    if isinstance(each, Rejected):
+        assert each.reason
+        assert each.detail
+        return
+    assert isinstance(each, Triple | Labelled)
+    sides = [each.chosen, each.rejected] if isinstance(each, Triple) else [each.completion]
+    texts = [each.prompt, *sides]
+    assert all(isinstance(text, str) for text in texts) or all(isinstance(text, list) for text in texts)
+    for text in texts:
+        for message in text if isinstance(text, list) else []:
+            assert isinstance(message["role"], str)
+            assert message["content"] is None or isinstance(message["content"], str)
+            assert all(value is not None for key, value in message.items() if key != "content")
+    if isinstance(each, Triple):
+        assert each.margin is None or each.margin >= 0
+    assert each.weight >= 0
+    assert each.tools is None or all(isinstance(tool, dict) for tool in each.tools)
+
+
+def main(count: int, seed: int = 0) -> None:
+    """Plain mutations, which are faster than hypothesis': a part of one row put into another."""
+    drawn = random.Random(seed)
+    odd: list[Any] = [None, True, 0, -1, 1e308, float("nan"), "", "\ud800", [], {}, [[]], [None], {"role": "user"}]
+    for _ in range(count):
+        row = drawn.choice(SEEDS)
+        for _ in range(drawn.randint(1, 4)):
+            row = replaced(row, drawn.getrandbits(40), drawn.choice([drawn.choice(odd), drawn.choice(SEEDS)]))
+        text = json.dumps(row)
+        if drawn.random() < 0.1:
+            at = drawn.randrange(len(text) + 1)
+            text = text[:at] + drawn.choice(["", "\x00", "}", '"', "\\"]) + text[at + 1 :]
+        try:
+            check(text)
+        except Exception as error:
+            raise AssertionError(f"this row: {text}") from error
+    print(f"{count} rows, each under all shapes: read or set aside")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
