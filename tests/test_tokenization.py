@@ -1,5 +1,6 @@
 """Text to ids: the end token, truncation, identity, and what makes no pair."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from transformers import AutoTokenizer
 
 from stages.errors import RecipeError
 from stages.shard.config import ShardConfig
-from stages.shard.tokenization import Pair, Rejected, _truncate, load_tokenizer, tokenize
-from stages.shard.triple import Triple
+from stages.shard.tokenization import Completion, Pair, Tokenizer, _truncate, hash_of, load_tokenizer
+from stages.shard.triple import Rejected, Triple
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,11 @@ def tokenizer(tiny_model: Path) -> Any:
 
 
 def config(**fields: Any) -> ShardConfig:
-    return ShardConfig(source="x", tokenizer="x", **fields)
+    return ShardConfig(source="x", tokenizer="/x", **fields)
+
+
+def tokenize(triple: Triple, tokenizer: Any, config: ShardConfig) -> Any:
+    return Tokenizer(config, tokenizer).one(triple)
 
 
 def test_plain_text_ends_with_one_end_token(tokenizer: Any) -> None:
@@ -39,13 +44,20 @@ def test_a_chat_ends_with_the_end_token_and_not_with_the_template_s_newline(toke
     assert tokenizer.decode(pair.rejected_ids) == "no<|im_end|>"
 
 
-def test_pair_id_follows_from_the_three_lists() -> None:
-    assert (
-        Pair([1], [2, 3], [4], False, 0).pair_id == "f3be3ed674f30fb85f957436675a8027"
-    )  # pinned: it names rows on disk
-    ids = {Pair(*lists, False, 0).pair_id for lists in (([1], [2, 3], [4]), ([1, 2], [3], [4]), ([1], [2], [3, 4]))}
+def wholly_trained(prompt: list[int], chosen: list[int], rejected: list[int]) -> Pair:
+    return Pair(prompt, chosen, rejected, [0, len(chosen)], [0, len(rejected)], False, 0)
+
+
+def test_pair_id_follows_from_the_three_lists_and_what_is_trained() -> None:
+    pair = wholly_trained([1], [2, 3], [4])
+    assert pair.pair_id == "f3be3ed674f30fb85f957436675a8027"  # pinned: it names rows on disk
+    ids = {wholly_trained(*lists).pair_id for lists in (([1], [2, 3], [4]), ([1, 2], [3], [4]), ([1], [2], [3, 4]))}
     assert len(ids) == 3
-    assert Pair([1], [2], [3], True, 2).pair_id == Pair([1], [2], [3], False, 0).pair_id
+    assert replace(pair, cut_prompt=True, cut_completions=2).pair_id == pair.pair_id
+    assert len({replace(pair, chosen_trained=spans).pair_id for spans in ([0, 2], [0, 1], [1, 2])}) == 3
+    labelled = Completion([1], [2, 3], [0, 2], True, False, 0)
+    assert labelled.row_id == hash_of([1], [2, 3], [1])[:16]
+    assert labelled.row_id != replace(labelled, completion_trained=[1, 2]).row_id
 
 
 ids = st.integers(1, 30)

@@ -20,13 +20,10 @@ from stages.shard.source import Slice, slices
 from stages.shard.tokenization import (
     Completion,
     Pair,
-    Rejected,
+    Tokenizer,
     hash_of,
-    load_tokenizer,
-    tokenize,
-    tokenize_labelled,
 )
-from stages.shard.triple import Labelled, Malformed, Triple, detect_shape, parse
+from stages.shard.triple import Labelled, Malformed, Rejected, Triple, detect_shape, parse
 
 # A row after tokenization and before its part is written: a pair, or a reject with a reason.
 _TOKENIZED = {
@@ -108,23 +105,22 @@ def _read(piece: pa.Table, rows_per_table: int) -> Iterator[pa.Table]:
 
 
 @lru_cache(maxsize=1)  # once a worker process; the driver, which has no use for it, would take seconds to import it
-def _tokenizer(config: ShardConfig, of_messages: bool) -> Any:
-    tokenizer = load_tokenizer(config.tokenizer)
-    if of_messages and tokenizer.chat_template is None:
-        raise RecipeError(
-            f"{config.source} holds lists of messages, and the tokenizer of {config.tokenizer} has no chat template to "
-            "write them with. Use the tokenizer of a chat model, or triples of plain strings"
-        )
+def _tokenizer(config: str, of_messages: bool) -> Tokenizer:
+    tokenizer = Tokenizer(ShardConfig.model_validate_json(config))
+    if of_messages:
+        tokenizer.check_messages()
     return tokenizer
 
 
 def _tokenize(raw: pa.Table, config: ShardConfig, shape: Shape, of_messages: bool) -> pa.Table:
-    tokenizer = _tokenizer(config, of_messages)
+    tokenizer = _tokenizer(config.model_dump_json(), of_messages)
     rows = [row for each in raw.to_pylist() for row in _tokenize_row(each, tokenizer, config, shape)]
     return pa.Table.from_pylist(rows, schema=_TOKENIZED[config.rows])
 
 
-def _tokenize_row(raw: dict[str, Any], tokenizer: Any, config: ShardConfig, shape: Shape) -> Iterator[dict[str, Any]]:
+def _tokenize_row(
+    raw: dict[str, Any], tokenizer: Tokenizer, config: ShardConfig, shape: Shape
+) -> Iterator[dict[str, Any]]:
     origin = {"source": raw["source"], "source_row": raw["source_row"], "row": raw["row"]}
     rejected = origin | {"part": raw["source_row"] % config.num_parts}
     try:
@@ -135,23 +131,20 @@ def _tokenize_row(raw: dict[str, Any], tokenizer: Any, config: ShardConfig, shap
     rows: Sequence[Triple | Labelled] = [parsed]
     if isinstance(parsed, Triple) and config.rows == "labelled" and parsed.chosen != parsed.rejected:
         rows = parsed.unrolled()
-    for row in rows:
-        try:
-            yield origin | _made(row, tokenizer, config)
-        except Rejected as error:
-            yield rejected | {"reason": error.reason, "detail": error.detail}
+    for row, made in zip(rows, tokenizer.tokenize(rows), strict=True):
+        if isinstance(made, Rejected):
+            yield rejected | {"reason": made.reason, "detail": made.detail}
+        else:
+            yield origin | _columns(row, made, config)
 
 
-def _made(row: Triple | Labelled, tokenizer: Any, config: ShardConfig) -> dict[str, Any]:
-    """The columns of one pair or labelled completion, but for its `mismatched_ids`. Raises Rejected."""
-    made: Pair | Completion
+def _columns(row: Triple | Labelled, made: Pair | Completion, config: ShardConfig) -> dict[str, Any]:
+    """The columns of one pair or labelled completion, but for its mismatched one."""
     own: dict[str, Any]
-    if isinstance(row, Triple):
-        made = tokenize(row, tokenizer, config)
-        own = {"chosen_ids": made.chosen_ids, "rejected_ids": made.rejected_ids}
-        own |= {"pair_id": made.pair_id, "margin": row.margin}
+    if isinstance(made, Pair):
+        own = {"chosen_ids": made.chosen_ids, "rejected_ids": made.rejected_ids, "pair_id": made.pair_id}
+        own |= {"margin": row.margin if isinstance(row, Triple) else None}
     else:
-        made = tokenize_labelled(row, tokenizer, config)
         own = {"pair_id": made.row_id, "completion_ids": made.completion_ids, "label": made.label}
     return own | {
         "split": split_of(made.prompt_ids, config.eval_fraction),

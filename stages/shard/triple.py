@@ -20,9 +20,13 @@ class Triple:
     chosen: str | list[dict[str, Any]]
     rejected: str | list[dict[str, Any]]
     margin: float | None = None  # how much better chosen is
+    weight: float = 1.0  # of the pair in the loss
+    tools: list[dict[str, Any]] | None = None  # JSON schemas of the tools, for the template
+    chat_kwargs: dict[str, Any] | None = None  # of this row, for the template
 
     def unrolled(self) -> "list[Labelled]":
-        return [Labelled(self.prompt, self.chosen, True), Labelled(self.prompt, self.rejected, False)]
+        sides = (self.chosen, True), (self.rejected, False)
+        return [Labelled(self.prompt, side, label, self.weight, self.tools, self.chat_kwargs) for side, label in sides]
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,21 @@ class Labelled:
     prompt: str | list[dict[str, Any]]
     completion: str | list[dict[str, Any]]
     label: bool
+    weight: float = 1.0
+    tools: list[dict[str, Any]] | None = None
+    chat_kwargs: dict[str, Any] | None = None
 
 
 class Malformed(ValueError):
     """This row does not have the shape of its set. It is set aside; the message becomes its `detail`."""
+
+
+class Rejected(ValueError):
+    """This row makes no pair: a reason to count by, and the detail for a person."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
 
 
 def detect_shape(row: dict[str, Any], columns: Columns, source: str) -> Shape:
