@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from stages.shard.rendering.control import Control
 
+# The encoder remembers the tokens of words; tokenizers' own default of 10,000 words is full after a thousand long rows,
+# and stays as it is then. 200,000 words take a fifth less time on reviews of films, and 20 MB.
+_REMEMBERED_WORDS = 200_000
 _ANCHOR = "\n"
 
 
@@ -27,6 +30,8 @@ class Encoder:
         if self._backend is not None:
             self._backend.no_truncation()  # tokenizer.json may say otherwise
             self._backend.no_padding()
+            if hasattr(self._backend.model, "_resize_cache"):  # of byte-pair models
+                self._backend.model._resize_cache(_REMEMBERED_WORDS)
         self._control_ids = {tokenizer.convert_tokens_to_ids(token) for token in control.tokens}
         self._anchor = self._batch([_ANCHOR])[0]
         # SentencePiece's kind writes a blank before every text, and so inside a dialogue too.

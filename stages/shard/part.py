@@ -45,10 +45,13 @@ def write_part(group: pa.Table, out: str, config: ShardConfig) -> pa.Table:
         cut_prompts=int(pc.sum(pairs["cut_prompt"]).as_py() or 0),
         cut_completions=int(pc.sum(pairs["cut_completions"]).as_py() or 0),
     )
+    facts["control_tokens"] = int(pc.sum(pairs["control_tokens"]).as_py() or 0)
     if config.rows == "labelled":
         facts["desirable"] = int(pc.sum(pairs["label"]).as_py() or 0)
     longest = int((prompt + np.maximum(first, second)).max(initial=0))
-    return pa.table({"longest": [longest], "facts": [json.dumps(facts)]})
+    columns = ("prompt_ids", *(f"{side}_ids" for side in schema.sides(made.names)))
+    largest = max(pc.max(pc.list_flatten(pairs[name])).as_py() or 0 for name in columns)
+    return pa.table({"longest": [longest], "largest_id": [largest], "facts": [json.dumps(facts)]})
 
 
 def write_empty_parts(config: ShardConfig, out: Path) -> None:

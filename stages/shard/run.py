@@ -29,6 +29,7 @@ from stages.shard.triple import Labelled, Malformed, Rejected, Triple, detect_sh
 _TOKENIZED = {
     rows: pa.schema(
         [*made, ("part", pa.int64()), ("cut_prompt", pa.bool_()), ("cut_completions", pa.int64())]
+        + [("control_tokens", pa.bool_())]
         + [schema.REJECTS.field(name) for name in ("reason", "detail", "row")]
     )
     for rows, made in SCHEMAS.items()
@@ -59,21 +60,23 @@ def shard(
         .map_groups(write_part, batch_format="pyarrow", fn_kwargs={"out": str(out), "config": config})
     )
     facts: Counter[str] = Counter()
-    longest = written = 0
+    longest = largest = written = 0
     with out_of_ray():
         for part in rows.iter_rows():
             written += 1
             longest = max(longest, part["longest"])
+            largest = max(largest, part["largest_id"])
             facts.update(json.loads(part["facts"]))
             progress.advance(written)
     write_empty_parts(config, out)
     merge_rejects(out)
     dropped = {key.removeprefix("dropped/"): n for key, n in sorted(facts.items()) if key.startswith("dropped/")}
     _check_dropped(config, facts, dropped, out)
-    counts = {key: facts[key] for key in ("rows", "pairs", "train", "eval", "tokens", "cut_prompts", "cut_completions")}
+    counted = ("rows", "pairs", "train", "eval", "tokens", "cut_prompts", "cut_completions", "control_tokens")
+    counts = {key: facts[key] for key in counted}
     if config.rows == "labelled":
         counts |= {"labelled": True, "desirable": facts["desirable"]}
-    return counts | {"longest": longest, "dropped": dropped, "shape": shape}
+    return counts | {"longest": longest, "largest_id": largest, "dropped": dropped, "shape": shape}
 
 
 def _shape(config: ShardConfig, work: list[Slice]) -> tuple[Shape, bool]:
@@ -152,6 +155,7 @@ def _columns(row: Triple | Labelled, made: Pair | Completion, config: ShardConfi
         "part": int(own["pair_id"][:8], 16) % config.num_parts,
         "cut_prompt": made.cut_prompt,
         "cut_completions": made.cut_completions,
+        "control_tokens": made.control_tokens,
     }
 
 

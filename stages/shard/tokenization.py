@@ -122,7 +122,12 @@ class Tokenizer:
             for i, pieces in enumerate((prompt, *completions)):
                 sizes.append(len(pieces))
                 runs += [Run(p.text, p.literal, p.opens, i + j > 0) for j, p in enumerate(pieces)]
-        ids = iter(self._encoder.ids(runs))
+        try:
+            ids = iter(self._encoder.ids(runs))
+        except (UnicodeError, TypeError, ValueError) as error:  # of one text; which one, each row by itself tells
+            if len(rows) > 1:
+                return [made for row in rows for made in self.tokenize([row])]
+            return [Rejected("malformed", f"the tokenizer cannot read a text of this row: {error}")]
         counts = iter(sizes)
         made: list[Pair | Completion | Rejected] = []
         for row, each in zip(rows, rendered, strict=True):

@@ -53,10 +53,11 @@ class Control:
             end, rest = len(rest), rest[: -len(stop)].rstrip()
         return end
 
-    def closing(self, text: str) -> int:
-        """Where the control token ends with which `text` begins, white space apart; 0 without one."""
-        found = self._pattern.match(text, len(text) - len(text.lstrip()))
-        return found.end() if found else 0
+    def first_end(self, text: str) -> int:
+        """Where a turn ends of which `text` is the rest and more: after a control token at once, or the first stop."""
+        if found := self._pattern.match(text, len(text) - len(text.lstrip())):
+            return found.end()
+        return min((text.index(stop) + len(stop) for stop in self.stops if stop in text), default=0)
 
     def without_end(self, text: str) -> str:
         """Without the end tokens that close it, and white space around these."""
@@ -66,11 +67,11 @@ class Control:
         return text[: end - len(stop)]
 
 
-def stops_of(tokenizer: Any, name: str, closing: str | None) -> dict[str, str]:
+def stops_of(tokenizer: Any, name: str, closings: Iterable[str]) -> dict[str, str]:
     """Token -> who says that a model stops at it: the generation config, the tokenizer, the chat template."""
     generation = [tokenizer.convert_ids_to_tokens(i) for i in _generation_eos(name) if i < len(tokenizer)]
     said = dict.fromkeys(generation, "generation_config.json") | {tokenizer.eos_token: "the tokenizer"}
-    if closing is not None:
+    for closing in closings:
         said.setdefault(closing, "the chat template")
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     return {token: who for token, who in said.items() if token in added or token == tokenizer.eos_token}

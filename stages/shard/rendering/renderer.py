@@ -49,14 +49,15 @@ class Renderer:
         return template
 
     def _stops(self) -> list[str]:
-        template, closing = self._template, None
-        if template is not None and template.closing:
-            added = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
-            closing = max((token for token in added if template.closing.startswith(token)), key=len, default=None)
-            if closing is None:
-                self._note(f"the chat template closes a turn with {template.closing!r}, which is no token of its own")
-        said = stops_of(self._tokenizer, self._config.tokenizer, closing)
-        if closing is not None and closing != self._end:
+        added = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
+        written = self._template.closings if self._template is not None else []
+        closings = [max(found, key=len) for text in written if (found := _tokens_in(text, added))]
+        if written and not closings:
+            self._note(f"the chat template closes a turn with {written[0]!r}, which is no token of its own")
+        said = stops_of(self._tokenizer, self._config.tokenizer, closings)
+        for closing in dict.fromkeys(closings):
+            if closing == self._end:
+                continue
             known = said[closing] == "generation_config.json"
             self._note(
                 f"the chat template closes a turn with {closing}, and the end token of the tokenizer is {self._end}: "
@@ -180,6 +181,11 @@ class Renderer:
         if isinstance(found, Rejected):
             raise Rejected(found.reason, f"{name}: {found.detail}")
         return found
+
+
+def _tokens_in(text: str, added: set[str]) -> list[str]:
+    """Those with which it begins, else those with which it ends."""
+    return [t for t in added if text.startswith(t)] or [t for t in added if text.endswith(t)]
 
 
 def _fitting(skeleton: Skeleton, texts: list[str], whole: str, name: str) -> list[str]:

@@ -16,6 +16,8 @@ from stages.shard.rendering.template import Template
 from stages.shard.triple import Rejected
 
 Part = str | int  # what the template writes, or the number of a hole
+# White space at the ends of a text is written by escapes there.
+_QUOTED = re.compile(r'"(\\[nrtf]|\s)*$'), re.compile(r'(\\[nrtf]|\s)*"')
 _OPENED = re.compile(r"<think>\s*$")
 
 
@@ -94,7 +96,7 @@ class Builder:
             hole
             for hole, places in self.places.items()
             for at in places
-            if self.text[at - 1 : at] == '"' == self.text[at + len(sentinel(hole)) :][:1]
+            if _QUOTED[0].search(self.text, 0, at) and _QUOTED[1].match(self.text, at + len(sentinel(hole)))
         )
         return Skeleton(_split(self.text), _split(prompt), sections, quoted)
 
@@ -221,8 +223,9 @@ class Builder:
         part = self.text if i == len(self.messages) - 1 else self._part(i + 1)
         holes = [at + len(sentinel(hole)) for hole in self._holes(i) for at in self.places[hole]]
         start = max([start, *holes])
-        if part is None:
-            return start + self.control.closing(self.text[start:])
+        if part is None:  # earlier turns are written otherwise when later ones follow
+            later = [at for j in range(i + 1, len(self.messages)) for h in self._holes(j) for at in self.places[h]]
+            return start + self.control.first_end(self.text[start : min(later, default=len(self.text))])
         end = self.control.end(part[start:])
         return start + (len(part[start:].rstrip()) if end is None else end)
 

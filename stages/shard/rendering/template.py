@@ -44,8 +44,8 @@ class Template:
         self._kwargs["strftime_now"] = datetime.datetime.combine(fixed, datetime.time()).strftime
         self._reasoning = {key for key in REASONING if re.search(rf"(\.|['\"]){key}\b", self.source)}
         self.header = self._header()
-        self.closing = self._closing()
-        self._as_object, self._as_text = self._arguments()
+        called, self._as_object, self._as_text = self._calls()
+        self.closings = [text for text in (self._closing(), called) if text]
 
     @property
     def sample(self) -> str:
@@ -111,17 +111,16 @@ class Template:
             return ""
         return prompted[len(os.path.commonprefix([prompted, plain])) :]  # noqa: RUF071 - of text, on purpose
 
-    def _closing(self) -> str | None:
+    def _closing(self) -> str:
         """What the template writes after an assistant's text, up to white space."""
         try:
             whole = self.render([_USER, {"role": "assistant", "content": "qzsayzq"}])
         except Rejected:
-            return None
-        rest = whole.rpartition("qzsayzq")[2].split()
-        return rest[0] if rest else None
+            return ""
+        return (whole.rpartition("qzsayzq")[2].split() or [""])[0]
 
-    def _arguments(self) -> tuple[bool, bool]:
-        """Whether the template writes arguments of a tool call well that are an object; and JSON text."""
+    def _calls(self) -> tuple[str, bool, bool]:
+        """What closes a turn that calls a tool; whether the arguments may be an object; and whether JSON text."""
         said = {"port": "qzportzq"}
 
         def written(arguments: Any) -> str:
@@ -132,7 +131,9 @@ class Template:
                 return ""
 
         as_object, as_text = written(said), written(json.dumps(said))
-        return "qzportzq" in as_object and "'port'" not in as_object, json.dumps(said) in as_text
+        may_be_object = "qzportzq" in as_object and "'port'" not in as_object
+        after = (as_object if may_be_object else as_text).rpartition("qzportzq")[2].split()
+        return (after or [""])[-1], may_be_object, json.dumps(said) in as_text
 
 
 def _read(path: str) -> str:
