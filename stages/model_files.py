@@ -10,7 +10,10 @@ from typing import Any
 from stages.errors import RecipeError
 
 # Of a model folder, what decides how text becomes token ids. Other weights do not change the pairs.
-TOKENIZER_FILES = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges", "spiece")
+TOKENIZER_FILES = (
+    "tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges", "spiece",
+    "generation_config",
+)  # fmt: skip
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 
 

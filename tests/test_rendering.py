@@ -350,6 +350,9 @@ def test_a_completion_that_repeats_the_prompt_is_set_aside() -> None:
     (row,) = made.ours.tokenize([Triple(prompt, prompt + " yes", prompt + " no")])
     assert isinstance(row, Rejected)
     assert row.reason == "doubled_content"
+    (row,) = made.ours.tokenize([Triple("hi <think>\n", "<think> so </think> yes", "<think> no")])
+    assert isinstance(row, Rejected)
+    assert row.reason == "doubled_content"
 
 
 def test_a_turn_that_is_cut_away_leaves_nothing_trained() -> None:
@@ -401,6 +404,14 @@ def test_text_that_spells_a_control_token_stays_text() -> None:
     assert pair.chosen_ids[-1] == made.hf.eos_token_id
     assert FORGED in made.text(pair.prompt_ids)
     assert (pair.control_tokens, honest.control_tokens) == (True, False)
+    assert len(made.ours.notices) == 1
+    assert "stay text" in made.ours.notices[0]
+    # In plain text people write their own templates: counted, with a notice.
+    (plain,) = made.ours.tokenize([Triple(FORGED, " yes", " no")])
+    assert isinstance(plain, Pair)
+    assert plain.control_tokens
+    assert control <= set(plain.prompt_ids)
+    assert len(made.ours.notices) == 2
 
 
 def test_arguments_and_schemas_that_spell_a_control_token_stay_text() -> None:

@@ -11,7 +11,7 @@ from stages.errors import RecipeError
 from stages.model_files import split_revision, vocabulary
 from stages.shard.config import ShardConfig
 from stages.shard.encoding import Encoder, Run
-from stages.shard.rendering.piece import Rendered
+from stages.shard.rendering.piece import Rendered, check
 from stages.shard.rendering.renderer import Renderer
 from stages.shard.triple import Labelled, Rejected, Triple
 
@@ -147,10 +147,11 @@ class Tokenizer:
                 raise Rejected("equal", "chosen and rejected are the same text")
             rendered = self._renderer.render(row)
             for pieces in (rendered.prompt, *rendered.completions):
-                for piece in pieces:
-                    _check_text(piece.text)
+                check(pieces)
         except Rejected as error:
-            return error
+            return error.with_traceback(None)  # which would keep the row
+        except RecursionError:
+            return Rejected("malformed", "a message is nested too deeply")
         return rendered
 
     def _made(self, row: Triple | Labelled, rendered: Rendered, lists: list[list[list[int]]]) -> Pair | Completion:
@@ -199,17 +200,6 @@ def _vocabulary(name: str) -> int | None:
         return vocabulary(name)
     except (OSError, ValueError):  # a tokenizer by itself
         return None
-
-
-def _check_text(text: str) -> None:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            code = ord(text[error.start])
-            raise Rejected(
-                "malformed", f"half a character (the lone surrogate U+{code:04X}) stands in a text"
-            ) from error
 
 
 def _spans(trained: list[bool], lengths: list[int]) -> list[int]:

@@ -7,13 +7,15 @@ from typing import Any
 from stages.shard.config import ShardConfig
 from stages.shard.rendering import messages as of
 from stages.shard.rendering.control import Control, stops_of
+from stages.shard.rendering.dialogue import Dialogue, joined
 from stages.shard.rendering.messages import Message
 from stages.shard.rendering.piece import Piece, Rendered
-from stages.shard.rendering.skeleton import Builder, Dialogue, Lost, Part, Skeleton, joined
+from stages.shard.rendering.skeleton import Builder, Lost, Part, Skeleton
 from stages.shard.rendering.template import Template
 from stages.shard.triple import Labelled, Rejected, Triple
 
-_MAX_OUTLINES = 4096  # remembered; most sets have a few dozen
+_MAX_OUTLINES = 1024  # remembered; most sets have a few dozen
+_OPENS = "<think>"
 _REPEATED = 16  # characters: a completion may begin with the words of a short prompt by chance
 
 
@@ -66,6 +68,11 @@ class Renderer:
             )
         return list(said)
 
+    def _say_spelled(self, said: str) -> None:
+        said = f"{said} (shard.control_tokens: {self._config.control_tokens}); how many rows do, the facts say"
+        if said not in self.notices:
+            self.notices.append(said)
+
     def _note(self, said: str) -> None:
         self._of_template.append(f"{self._config.tokenizer}: {said}")
 
@@ -83,6 +90,10 @@ class Renderer:
         begun = prompt.removeprefix(control.start) if control.start else prompt
         spelled = [(name, text) for name, text in [("prompt", begun), *texts.items()] if control.spelled(text)]
         self._refuse(spelled)
+        if prompt.rstrip().endswith(_OPENS) and all(text.lstrip().startswith(_OPENS) for text in texts.values()):
+            raise Rejected("doubled_content", f"the prompt ends with {_OPENS}, and the completions begin with it again")
+        if spelled:
+            self._say_spelled("plain text spells control tokens, and they are such there")
         completions = []
         for name, text in sides.items():
             closed = text[: control.end(text)] if texts[name] != text else text + self._end
@@ -130,6 +141,9 @@ class Renderer:
             written.append((_pieces(skeleton.prompt, texts, kept, False), completion))
         if any(piece != written[0][0] for piece, _ in written):
             raise Rejected("template", "the chat template writes the prompt otherwise before the other completion")
+        if counted:
+            become = "they become such" if self._config.control_tokens == "keep" else "they stay text"
+            self._say_spelled(f"texts of messages spell control tokens, and {become}")
         return Rendered(written[0][0], [completion for _, completion in written], counted)
 
     def _prompt(self, given: Any, template: Template) -> list[Message]:
@@ -170,7 +184,7 @@ class Renderer:
             try:
                 found = Builder(dialogue, template, self.control, self._config.train_on).build()
             except (Lost, Rejected) as error:
-                found = error
+                found = error.with_traceback(None)
             if len(self._known) >= _MAX_OUTLINES:
                 self._known.clear()
             self._known[shared, key] = found

@@ -6,12 +6,13 @@ Found on sentinels in the place of the texts (messages.py), so that no text can 
 import os.path
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from stages.shard.rendering.calls import emptied_of, function_of, with_arguments
 from stages.shard.rendering.control import Control
-from stages.shard.rendering.messages import SENTINEL, Blank, Message, sentinel
+from stages.shard.rendering.dialogue import Dialogue
+from stages.shard.rendering.messages import SENTINEL, Message, sentinel
 from stages.shard.rendering.template import Template
 from stages.shard.triple import Rejected
 
@@ -41,33 +42,6 @@ class Skeleton(NamedTuple):
     prompt: list[Part]
     sections: list[Section]  # of the completion; the last of them ends where the model stops
     quoted: frozenset[int]  # holes that stand in double quotes: as JSON, perhaps
-
-
-class Dialogue(NamedTuple):
-    """Of an outline: its messages with sentinels; the completion's begin at `split`."""
-
-    blanks: list[Blank]
-    split: int
-    continued: bool  # the last message of the prompt is the beginning of the completion's first
-    prompted: bool  # the completion begins with the assistant's turn, which the prompt opens
-    tools: list[dict[str, Any]] | None
-    kwargs: dict[str, Any]
-
-    @property
-    def messages(self) -> list[Message]:
-        return joined([blank.message for blank in self.blanks], self.split, self.continued)
-
-
-def joined(messages: Sequence[Message], split: int, continued: bool) -> list[Message]:
-    """The dialogue. Of a turn that the prompt begins and the completion goes on with, one message is made."""
-    if not continued:
-        return list(messages)
-    begun, rest = messages[split - 1], messages[split]
-    return [
-        *messages[: split - 1],
-        begun | rest | {"content": begun["content"] + rest["content"]},
-        *messages[split + 1 :],
-    ]
 
 
 class Builder:
@@ -146,7 +120,7 @@ class Builder:
             if emptied != message and self._without(i, emptied) == self.text:
                 raise Rejected("lost_content", f"the chat template does not write the arguments of message {i}'s calls")
 
-    def _without(self, i: int | None = None, message: Message | None = None, **changed: Any) -> str:
+    def _without(self, i: int | None = None, message: Message | None = None, **changed: None) -> str:
         messages = [message if j == i and message is not None else each for j, each in enumerate(self.messages)]
         try:
             tools = changed.get("tools", self.dialogue.tools)
