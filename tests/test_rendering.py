@@ -6,12 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import CHATML, FAMILIES, byte_tokenizer
+from chat_templates import CHATML, FAMILIES, LLAMA3, byte_tokenizer
+from conftest import make_project
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from stages.errors import RecipeError
+from stages.model_files import check_fits
 from stages.shard.config import Chat, ShardConfig
 from stages.shard.tokenization import Completion, Pair, Tokenizer
 from stages.shard.triple import Labelled, Rejected, Triple
@@ -382,6 +389,20 @@ def test_a_template_of_the_recipe_s_own_and_a_system_message(tmp_path: Path) -> 
         Family("llama3", {"template": str(tmp_path / "none.jinja")})
 
 
+def test_the_template_s_file_is_part_of_the_identity_by_content(tmp_path: Path, tiny_model: Path) -> None:
+    project, template = make_project(tmp_path, tiny_model, num_triples=2), tmp_path / "chat.jinja"
+    names = {project.plan()["shard"].fingerprint}
+    for content in (CHATML, LLAMA3):
+        template.write_text(content)
+        names.add(project.plan(f"shard.chat.template={template}")["shard"].fingerprint)
+    (tmp_path / "same.jinja").write_text(LLAMA3)
+    names.add(project.plan(f"shard.chat.template={tmp_path / 'same.jinja'}")["shard"].fingerprint)
+    names.add(project.plan("shard.chat.kwargs.enable_thinking=false")["shard"].fingerprint)
+    assert len(names) == 4
+    with pytest.raises(RecipeError, match=r"shard\.chat\.template: there is no file"):
+        project.plan("shard.chat.template=nowhere.jinja")
+
+
 def test_messages_without_a_template_are_refused() -> None:
     tokenizer = byte_tokenizer("chatml")
     tokenizer.chat_template = None
@@ -502,6 +523,32 @@ def test_an_id_that_the_model_has_no_embedding_for_ends_the_stage(tmp_path: Path
     tokenizer.chat_template = CHATML.replace("<|im_start|>{{", "<|turn|><|im_start|>{{")
     with pytest.raises(RecipeError, match=rf"id {len(tokenizer) - 1} \('<\|turn\|>'\).* {len(tokenizer) - 1} tokens"):
         Family("chatml", hf=tokenizer, tokenizer=str(tmp_path)).made([u("hi")], [a("yes")])
+
+
+def test_a_model_that_lacks_an_id_of_the_pairs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 100, "max_position_embeddings": 64}))
+    check_fits(str(tmp_path), 64, 99)
+    with pytest.raises(RecipeError, match=r"has 100 tokens .* token id 100"):
+        check_fits(str(tmp_path), 64, 100)
+
+
+# Tokenizers
+
+
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_a_tokenizer_that_writes_a_blank_before_each_text_writes_none_inside_a_dialogue(scheme: str) -> None:
+    words = ["\u2581", *"abcdefghijklmnopqrstuvwxyz.:!\n", "\u2581yes", "\u2581the"]
+    model = Unigram([("<unk>", 0.0), *((word, -float(i + 2)) for i, word in enumerate(words))], unk_id=0)
+    backend = Backend(model)
+    backend.pre_tokenizer = Metaspace(prepend_scheme=scheme, split=False)
+    backend.decoder = MetaspaceDecoder(prepend_scheme=scheme, split=False)
+    backend.add_special_tokens(["<s>", "</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    made = Family("mistral", hf=tokenizer)
+    (pair,) = made.ours.tokenize([Triple("is it:", "the!", " yes.")])
+    assert isinstance(pair, Pair)
+    assert made.text(pair.prompt_ids + pair.chosen_ids).replace(" </s>", "</s>") == "is it:the!</s>"
+    assert made.text(pair.prompt_ids + pair.rejected_ids).replace(" </s>", "</s>") == "is it: yes.</s>"
 
 
 # Properties
