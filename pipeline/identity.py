@@ -54,6 +54,14 @@ def model_identity(name: str, digests: Digests, field: str, tokenizer_only: bool
     return _hub_identity(name, "model", field)
 
 
+def file_identity(name: str, digests: Digests, field: str) -> tuple[str, str]:
+    """(path to read, identity) of a file that a recipe names beside its sets and models."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise RecipeError(f"{field}: there is no file {name} (looked from {Path.cwd()})")
+    return str(path.resolve()), f"sha256:{digests.of_file(path)}"
+
+
 def source_identity(name: str, digests: Digests, field: str) -> tuple[str, str]:
     """(name to read, identity) of a set of triples: a file, a folder, a glob pattern, or a hub name."""
     path = Path(name).expanduser()

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.fingerprint import differences, fingerprint
 from pipeline.graph import SHARD, STAGES, Stage, named
-from pipeline.identity import Digests, model_identity, source_identity
+from pipeline.identity import Digests, file_identity, model_identity, source_identity
 from pipeline.recipe.sections import Recipe
 from pipeline.store import Store, damage
 from stages.artifacts import MANIFEST, Manifest, PreferencePairs
@@ -97,6 +97,10 @@ def _resolve(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[
     resolved = config.model_copy(update={field: name for field, (name, _) in names.items()})
     hashed = config.model_dump(mode="json", exclude=set(stage.acceptance))
     identity = hashed | {field: identity for field, (_, identity) in names.items()}
+    if stage.name == "shard" and config.chat.template is not None:
+        path, digest = file_identity(config.chat.template, digests, "shard.chat.template")
+        resolved = resolved.model_copy(update={"chat": config.chat.model_copy(update={"template": path})})
+        identity["chat"] = identity["chat"] | {"template": digest}
     return resolved, identity
 
 

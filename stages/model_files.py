@@ -10,7 +10,10 @@ from typing import Any
 from stages.errors import RecipeError
 
 # Of a model folder, what decides how text becomes token ids. Other weights do not change the pairs.
-TOKENIZER_FILES = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges", "spiece")
+TOKENIZER_FILES = (
+    "tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges", "spiece",
+    "generation_config",
+)  # fmt: skip
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 
 
@@ -37,13 +40,20 @@ def max_positions(name: str) -> int | None:
     return next((config[key] for key in _CONTEXT_KEYS if config.get(key)), None)
 
 
-def check_fits(name: str, longest: int) -> None:
-    """Raises RecipeError where the model cannot take a sequence of `longest` tokens."""
+def check_fits(name: str, longest: int, largest_id: int = 0) -> None:
+    """Raises RecipeError where the model cannot take a sequence of `longest` tokens, or a token id as large as that."""
     limit = max_positions(name)
     if limit is not None and longest > limit:
         raise RecipeError(
             f"{name} takes at most {limit} tokens (its config.json), but sequences have up to {longest}. "
             f"Set shard.max_length to {limit} or less, or use a model with a longer context"
+        )
+    size = vocabulary(name) if largest_id else None
+    if size is not None and largest_id >= size:
+        raise RecipeError(
+            f"{name} has {size} tokens (vocab_size in its config.json), but the pairs have the token id {largest_id}. "
+            "Use the tokenizer of this model for shard.tokenizer, or add the tokens to the model: "
+            "model.resize_token_embeddings(len(tokenizer))"
         )
 
 

@@ -65,6 +65,8 @@ def test_parts_and_rejects(config: ShardConfig, tmp_path: Path) -> None:
     assert [row["row"] for row in sorted(rejects, key=lambda row: row["source_row"])] == BAD
     assert all(row["detail"] and row["source"] == "triples.jsonl" for row in rejects)
     assert facts["dropped"] == {"duplicate": 1, "empty": 1, "equal": 1, "malformed": 1}
+    assert facts["control_tokens"] == 0
+    assert 0 < facts["largest_id"] < 320
     assert (facts["rows"], facts["pairs"], facts["shape"]) == (34, 30, "explicit")
     longest = max(len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in pairs)
     tokens = sum(2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in pairs)
@@ -109,9 +111,8 @@ def test_triples_are_unrolled_into_labelled_completions(config: ShardConfig, tmp
         others = [other for other in rows if other["completion_ids"] == row["mismatched_ids"]]
         assert [other["prompt_ids"] != row["prompt_ids"] for other in others] == [True]
         assert int(others[0]["pair_id"][:8], 16) % 3 == int(row["pair_id"][:8], 16) % 3
-        whole = Completion(
-            row["prompt_ids"], row["completion_ids"], row["completion_trained"], row["label"], False, 0
-        ).row_id
+        trained = [0, len(row["completion_ids"])]
+        whole = Completion(row["prompt_ids"], row["completion_ids"], trained, row["label"], False, 0).row_id
         assert row["pair_id"] == whole + hash_of(row["prompt_ids"], row["mismatched_ids"])[:16]
 
 

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from stages.errors import RecipeError
 from stages.shard.config import ShardConfig
-from stages.shard.tokenization import Completion, Pair, Rejected, _truncate, hash_of, load_tokenizer, tokenize
-from stages.shard.triple import Triple
+from stages.shard.tokenization import Completion, Pair, Tokenizer, _truncate, hash_of, load_tokenizer
+from stages.shard.triple import Rejected, Triple
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,11 @@ def tokenizer(tiny_model: Path) -> Any:
 
 
 def config(**fields: Any) -> ShardConfig:
-    return ShardConfig(source="x", tokenizer="x", **fields)
+    return ShardConfig(source="x", tokenizer="/x", **fields)
+
+
+def tokenize(triple: Triple, tokenizer: Any, config: ShardConfig) -> Any:
+    return Tokenizer(config, tokenizer).one(triple)
 
 
 def test_plain_text_ends_with_one_end_token(tokenizer: Any) -> None:

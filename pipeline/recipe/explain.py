@@ -43,7 +43,10 @@ def explain_truths(content: Any, checked: Any, key: Key = ()) -> list[str]:
     if isinstance(content, bool) and not isinstance(checked, bool):
         return [f"{_dotted(key)}: Input should be a number (given: {content})"]
     if isinstance(content, dict):
-        parts: list[Any] = [(name, part, getattr(checked, str(name), None)) for name, part in content.items()]
+        values = (
+            checked if isinstance(checked, dict) else getattr(checked, "__dict__", {})
+        )  # of keys for others, or of a section
+        parts: list[Any] = [(name, part, values.get(name)) for name, part in content.items()]
     elif isinstance(content, list):
         values = getattr(checked, "terms", checked)  # of a sum, or of any other list
         parts = [(place, part, values[place]) for place, part in enumerate(content)]

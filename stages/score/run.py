@@ -37,7 +37,7 @@ def score(
     cannot take the pairs' length; ContractError where a part of them is damaged, or too many pairs cannot be scored.
     """
     made = pairs.manifest.facts
-    check_fits(config.model, made["longest"])
+    check_fits(config.model, made["longest"], made.get("largest_id", 0))
     job = Job(config, resources, pairs, KnownLogprobs(known), out, made["longest"])
     todo = [part for part in pairs.parts if not (out / part).exists()]
     engine_starts(job).forget()  # of an earlier run

@@ -1,6 +1,7 @@
 """What `shard` makes of which triples."""
 
-from typing import Literal
+import datetime
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,6 +36,17 @@ class Columns(Config):
         return self
 
 
+class Chat(Config):
+    """What the chat template is told, beside the messages."""
+
+    template: str | None = None  # a Jinja file, in place of the tokenizer's own
+    kwargs: dict[str, Any] = {}  # for the template: {enable_thinking: false}
+    kwargs_column: str | None = None  # of the set: a row's own kwargs, which win
+    tools_column: str = "tools"  # of the set: JSON schemas of the tools
+    system: str | None = None  # the system message of dialogues that have none
+    date: datetime.date | None = None  # what the template reads from the clock
+
+
 class ShardConfig(Config):
     source: str  # JSONL(.gz) or Parquet file, folder or glob of them, `datasets` folder, or hub name "org/set@revision"
     subset: str | None = None  # of a hub set: the name of its configuration
@@ -49,6 +61,11 @@ class ShardConfig(Config):
     )
     limit: Count | None = None  # take only the first rows
     tokenizer: str  # folder or hub name
+    chat: Chat = Chat()
+    train_on: Literal["completion", "assistant", "last_turn"] = (
+        "assistant"  # all tokens of a completion, the assistant's turns in it, or the last of these
+    )
+    control_tokens: Literal["text", "keep", "reject"] = "text"  # what text of a message that spells one becomes
     max_length: int = Field(1024, ge=8)  # tokens of prompt + completion
     max_prompt_length: Count | None = None  # the prompt is never cut below this; default: half of max_length
     truncation: Literal["keep_end", "keep_start", "drop"] = "keep_end"  # which end of a long prompt stays

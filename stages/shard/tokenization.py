@@ -1,4 +1,4 @@
-"""Triples of text -> pairs of token ids: the only place where text becomes tokens."""
+"""Rows -> pairs of token ids: render, tokenize, cut. The only place where text becomes tokens."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,35 +7,42 @@ from typing import Any
 
 import numpy as np
 
+from stages import spans
 from stages.errors import RecipeError
-from stages.model_files import split_revision
+from stages.model_files import split_revision, vocabulary
 from stages.shard.config import ShardConfig
+from stages.shard.encoding import Encoder, Run
+from stages.shard.rendering.piece import Rendered, check
+from stages.shard.rendering.renderer import Renderer
 from stages.shard.triple import Labelled, Rejected, Triple
-from stages.spans import told, whole
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Token ids of one triple. Each completion ends with the end token, unless `cut_completions` counts it."""
+    """Token ids of one triple. Each completion ends where the model stops, unless `cut_completions` counts it.
+
+    What is trained of a completion's ids are flat spans (stages/spans.py), not empty.
+    """
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
-    chosen_trained: list[int]  # spans of the ids that are trained (stages/spans.py)
+    chosen_trained: list[int]
     rejected_trained: list[int]
     cut_prompt: bool
     cut_completions: int  # 0, 1 or 2 of them were cut at max_length
+    control_tokens: bool = False  # whether text of the row spells one
 
     @property
     def pair_id(self) -> str:
         """32 hex digits of the three id lists, and of the spans where they are not all of both sides."""
         ids, trained = (self.chosen_ids, self.rejected_ids), (self.chosen_trained, self.rejected_trained)
-        return hash_of(self.prompt_ids, *ids, *told(ids, trained))
+        return hash_of(self.prompt_ids, *ids, *spans.told(ids, trained))
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Token ids of a labelled completion, which ends with the end token, unless it was cut."""
+    """Token ids of a labelled completion, which ends where the model stops, unless it was cut."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -43,12 +50,13 @@ class Completion:
     label: bool
     cut_prompt: bool
     cut_completions: int  # 0 or 1
+    control_tokens: bool = False
 
     @property
     def row_id(self) -> str:
         """16 hex digits of the ids and the label, and of the spans where they are not all."""
-        spans = told((self.completion_ids,), (self.completion_trained,))
-        return hash_of(self.prompt_ids, self.completion_ids, [int(self.label)], *spans)[:16]
+        told = spans.told((self.completion_ids,), (self.completion_trained,))
+        return hash_of(self.prompt_ids, self.completion_ids, [int(self.label)], *told)[:16]
 
 
 def hash_of(*lists: Sequence[int]) -> str:
@@ -71,73 +79,137 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def tokenize(triple: Triple, tokenizer: Any, config: ShardConfig) -> Pair:
-    """Tokenize, end and truncate one triple. Raises Rejected."""
-    if triple.chosen == triple.rejected:
-        raise Rejected("equal", "chosen and rejected are the same text")
-    texts = {"chosen": triple.chosen, "rejected": triple.rejected}
-    prompt, (chosen, rejected), cut_prompt, cut = _truncate(*_ids(triple.prompt, texts, tokenizer), config)
-    if chosen == rejected:
-        if cut:
-            raise Rejected("too_long", f"both completions are alike in the {len(chosen)} tokens that are left of them")
-        raise Rejected("equal", "chosen and rejected are the same tokens")
-    return Pair(prompt, chosen, rejected, whole(len(chosen)), whole(len(rejected)), cut_prompt, cut)
+class Tokenizer:
+    """What makes pairs of rows; one a worker process. Raises RecipeError where it cannot serve the recipe."""
+
+    def __init__(self, config: ShardConfig, tokenizer: Any = None):
+        self._config = config
+        self._tokenizer = load_tokenizer(config.tokenizer) if tokenizer is None else tokenizer
+        self._renderer = Renderer(self._tokenizer, config)
+        self._encoder = Encoder(self._tokenizer, self._renderer.control)
+        self._vocabulary = _vocabulary(config.tokenizer)
+        self._checked = False
+
+    @property
+    def notices(self) -> list[str]:
+        """What a person should know of tokenizer and template."""
+        return self._renderer.notices
+
+    def check_messages(self) -> None:
+        """Raises RecipeError where no template can write lists of messages, or it writes what the model cannot read."""
+        self._check_ids(self._encoder.ids([Run(self._renderer.check_messages().sample)]))
+
+    def one(self, row: Triple | Labelled) -> Pair | Completion:
+        """Raises Rejected."""
+        (made,) = self.tokenize([row])
+        if isinstance(made, Rejected):
+            raise made
+        return made
+
+    def tokenize(self, rows: Sequence[Triple | Labelled]) -> list[Pair | Completion | Rejected]:
+        """One a row, in order. No row ends it; an id that the model has no embedding for does: RecipeError."""
+        if not self._checked and any(not isinstance(row.prompt, str) for row in rows):
+            self.check_messages()
+            self._checked = True
+        rendered = [self._rendered(row) for row in rows]
+        good = [each for each in rendered if isinstance(each, Rendered)]
+        runs, sizes = [], []
+        for prompt, completions, _ in good:
+            for i, pieces in enumerate((prompt, *completions)):
+                sizes.append(len(pieces))
+                runs += [Run(p.text, p.literal, p.opens, i + j > 0) for j, p in enumerate(pieces)]
+        try:
+            ids = iter(self._encoder.ids(runs))
+        except (UnicodeError, TypeError, ValueError) as error:  # of one text; which one, each row by itself tells
+            if len(rows) > 1:
+                return [made for row in rows for made in self.tokenize([row])]
+            return [Rejected("malformed", f"the tokenizer cannot read a text of this row: {error}")]
+        counts = iter(sizes)
+        made: list[Pair | Completion | Rejected] = []
+        for row, each in zip(rows, rendered, strict=True):
+            if isinstance(each, Rejected):
+                made.append(each)
+                continue
+            lists = [[next(ids) for _ in range(next(counts))] for _ in range(1 + len(each.completions))]
+            try:
+                made.append(self._made(row, each, lists))
+            except Rejected as error:
+                made.append(error)
+        return made
+
+    def _rendered(self, row: Triple | Labelled) -> Rendered | Rejected:
+        try:
+            if isinstance(row, Triple) and row.chosen == row.rejected:
+                raise Rejected("equal", "chosen and rejected are the same text")
+            rendered = self._renderer.render(row)
+            for pieces in (rendered.prompt, *rendered.completions):
+                check(pieces)
+        except Rejected as error:
+            return error.with_traceback(None)  # which would keep the row
+        except RecursionError:
+            return Rejected("malformed", "a message is nested too deeply")
+        return rendered
+
+    def _made(self, row: Triple | Labelled, rendered: Rendered, lists: list[list[list[int]]]) -> Pair | Completion:
+        ids = [[token for piece in pieces for token in piece] for pieces in lists]
+        self._check_ids(ids)
+        prompt = self._begun(ids[0]) if rendered.prompt[0].opens else ids[0]
+        whole = [
+            _spans([p.trained for p in pieces], [len(i) for i in each])
+            for pieces, each in zip(rendered.completions, lists[1:], strict=True)
+        ]
+        prompt, sides, cut_prompt, cut = _truncate(prompt, ids[1:], self._config)
+        trained = [spans.cut(each, len(side)) for each, side in zip(whole, sides, strict=True)]
+        if not all(trained):
+            raise Rejected("nothing_trained", f"no trained token is left in {self._config.max_length} tokens")
+        if isinstance(row, Labelled):
+            return Completion(prompt, sides[0], trained[0], row.label, cut_prompt, cut, rendered.spells_control)
+        chosen, rejected = sides
+        if chosen == rejected:
+            if cut:
+                said = f"both completions are alike in the {len(chosen)} tokens that are left of them"
+                raise Rejected("too_long", said)
+            raise Rejected("equal", "chosen and rejected are the same tokens")
+        return Pair(prompt, chosen, rejected, trained[0], trained[1], cut_prompt, cut, rendered.spells_control)
+
+    def _begun(self, prompt: list[int]) -> list[int]:
+        """A plain prompt, with one start token where the text has one and the tokenizer adds one, and no end token."""
+        start, end = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        prompt = prompt[:-1] if len(prompt) > 1 and prompt[-1] == end else prompt
+        return prompt[1:] if start is not None and prompt[:2] == [start, start] else prompt
+
+    def _check_ids(self, lists: list[list[int]]) -> None:
+        largest = max((max(ids) for ids in lists if ids), default=0)
+        if self._vocabulary is not None and largest >= self._vocabulary:
+            token = self._tokenizer.convert_ids_to_tokens(largest)
+            raise RecipeError(
+                f"the tokenizer of {self._config.tokenizer} makes the id {largest} ({token!r}), and the model beside "
+                f"it has {self._vocabulary} tokens (vocab_size in config.json). Tokens were added to the tokenizer and "
+                f"not to the model: model.resize_token_embeddings({len(self._tokenizer)}) adds them, or use the "
+                "tokenizer without them"
+            )
 
 
-def tokenize_labelled(row: Labelled, tokenizer: Any, config: ShardConfig) -> Completion:
-    """The same of a labelled completion."""
-    ids = _ids(row.prompt, {"completion": row.completion}, tokenizer)
-    prompt, (completion,), cut_prompt, cut = _truncate(*ids, config)
-    return Completion(prompt, completion, whole(len(completion)), row.label, cut_prompt, cut)
+def _vocabulary(name: str) -> int | None:
+    """Of the model beside the tokenizer; None where there is no model, or it does not say."""
+    try:
+        return vocabulary(name)
+    except (OSError, ValueError):  # a tokenizer by itself
+        return None
 
 
-def _ids(prompt: Any, texts: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[list[int]]]:
-    """Of the prompt and of each completion: strings, or lists of messages."""
-    return (_plain if isinstance(prompt, str) else _templated)(prompt, texts, tokenizer)
-
-
-def _plain(prompt: str, texts: dict[str, str], tokenizer: Any) -> tuple[list[int], list[list[int]]]:
-    """Text is joined as it stands; the tokenizer's own start token, if it adds one, opens the prompt."""
-    for name, text in ({"prompt": prompt} | texts).items():
-        if not text.strip():
-            raise Rejected("empty", f"{name} is empty")
-    end = tokenizer.eos_token_id
-    ids = tokenizer(prompt)["input_ids"]
-    ids = ids[:-1] if ids[-1] == end else ids  # some tokenizers close every text with the end token
-    return ids, [tokenizer(text, add_special_tokens=False)["input_ids"] + [end] for text in texts.values()]
-
-
-def _templated(
-    dialogue: list[dict[str, Any]], texts: dict[str, list[dict[str, Any]]], tokenizer: Any
-) -> tuple[list[int], list[list[int]]]:
-    """The chat template writes the dialogue; a completion is what it adds to the rendered prompt."""
-    if not dialogue:
-        raise Rejected("empty", "no message comes before the completions")
-    prompt = _render(dialogue, tokenizer, add_generation_prompt=True)
-    sides = []
-    for name, messages in texts.items():
-        if not any(message["content"].strip() for message in messages):
-            raise Rejected("empty", f"{name} is empty")
-        whole = _render([*dialogue, *messages], tokenizer)
-        if not whole.startswith(prompt):
-            raise Rejected("malformed", f"the chat template does not render {name} as a continuation of the prompt")
-        ids = tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
-        sides.append(_ended(ids, tokenizer))
-    return tokenizer(prompt, add_special_tokens=False)["input_ids"], sides
-
-
-def _render(messages: list[dict[str, Any]], tokenizer: Any, add_generation_prompt: bool = False) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-
-
-def _ended(ids: list[int], tokenizer: Any) -> list[int]:
-    """Exactly one end token, last. White space that a template writes after it is never generated: it goes."""
-    end = tokenizer.eos_token_id
-    if end in ids:
-        last = len(ids) - 1 - ids[::-1].index(end)
-        if not tokenizer.decode(ids[last + 1 :]).strip():
-            return ids[: last + 1]
-    return [*ids, end]
+def _spans(trained: list[bool], lengths: list[int]) -> list[int]:
+    """Of pieces of these lengths: the spans of those that are trained, neighbours as one."""
+    found: list[int] = []
+    at = 0
+    for is_trained, length in zip(trained, lengths, strict=True):
+        if is_trained and length:
+            if found and found[-1] == at:
+                found[-1] += length
+            else:
+                found += [at, at + length]
+        at += length
+    return found
 
 
 def _truncate(

@@ -41,7 +41,7 @@ def train(
     computed of them, a part is damaged, or the policy is not the reference at step 1.
     """
     made = pairs.manifest.facts
-    check_fits(config.policy, made["longest"])
+    check_fits(config.policy, made["longest"], made.get("largest_id", 0))
     num_pairs = made["train"]
     if config.loss.reference:
         if logprobs is None:
