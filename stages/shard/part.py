@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages import schema
+from stages import digests, schema
 from stages.shard.batch import SCHEMAS, SET_ASIDE, TOKENIZED
 from stages.shard.config import ShardConfig
 from stages.shard.fragment import Fragments, parts_of
@@ -61,6 +61,7 @@ def write_part(pairs: pa.Table, rejects: pa.Table, path: Path, config: ShardConf
     if config.rows == "labelled":
         pairs = with_mismatched(pairs, config.max_length)
     schema.write_part(pairs.select(made.names), path)
+    digests.note(path, path.parent)
     if len(rejects):
         schema.write_part(rejects, _rejects_of(path))
     else:
