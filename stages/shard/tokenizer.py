@@ -36,6 +36,11 @@ class Tokenizer:
 
     def _texts(self, row: Triple | Labelled) -> "tuple[bool, str, list[str]] | Rejected":
         """(whether of messages, prompt, completions)."""
+        if not isinstance(row.prompt, str) and self._tokenizer.chat_template is None:
+            raise RecipeError(
+                f"{self._config.source} holds lists of messages, and the tokenizer of {self._config.tokenizer} has no "
+                "chat template to write them with. Use the tokenizer of a chat model, or triples of plain strings"
+            )
         if isinstance(row, Triple) and row.chosen == row.rejected:
             return Rejected("equal", "chosen and rejected are the same text")
         if isinstance(row, Triple):
@@ -50,11 +55,6 @@ class Tokenizer:
             return rejected
 
     def _templated(self, dialogue: list[dict[str, Any]], sides: dict[str, Any]) -> tuple[str, list[str]]:
-        if self._tokenizer.chat_template is None:
-            raise RecipeError(
-                f"{self._config.source} holds lists of messages, and the tokenizer of {self._config.tokenizer} has no "
-                "chat template to write them with. Use the tokenizer of a chat model, or triples of plain strings"
-            )
         if not dialogue:
             raise Rejected("empty", "no message comes before the completions")
         prompt, texts = _render(dialogue, self._tokenizer, add_generation_prompt=True), []
