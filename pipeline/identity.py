@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import sha256_of
+from stages.digests import sha256_of
 from stages.errors import RecipeError
 from stages.model_files import is_tokenizer_file, split_revision
 

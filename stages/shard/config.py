@@ -75,4 +75,4 @@ class ShardConfig(Config):
 
 
 class ShardResources(Config):
-    rows_per_task: Count = 1000  # rows that one Ray task tokenizes at a time
+    rows_per_task: Count = 10_000  # rows that one Ray task tokenizes, where a source can be cut

@@ -1,42 +1,31 @@
-"""The shard stage: read, parse, tokenize, drop with a reason, and write parts that follow from the pairs alone."""
+"""The shard stage: read, parse, tokenize, drop with a reason, and write parts that follow from the pairs alone.
 
+Two passes of Ray Data. Tasks of the first one tokenize a slice of the source each and leave fragments; tasks of the
+second one make some parts each of them. What passes between them are files under `out`: nobody holds the set, and a run
+that was killed goes on with the slices that are not done.
+"""
+
+import hashlib
 import json
+import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.parquet as pq
 import ray
 
-from stages import schema
 from stages.errors import ContractError, RecipeError, out_of_ray
 from stages.progress import Progress, Silent
 from stages.shard.config import Shape, ShardConfig, ShardResources
-from stages.shard.part import SCHEMAS, merge_rejects, write_empty_parts, write_part
-from stages.shard.shapes.tell import SAMPLE, Told, tell
+from stages.shard.part import merge_rejects
 from stages.shard.source import Slice, slices
-from stages.shard.tokenization import (
-    Completion,
-    Pair,
-    hash_of,
-    load_tokenizer,
-    tokenize,
-    tokenize_labelled,
-)
-from stages.shard.triple import Labelled, Rejected, Triple, outcomes
+from stages.shard.task import Job, SliceDone, done_file, first_pass, second_pass
+from stages.shard.triple import detect_shape
 
-# A row after tokenization and before its part is written: a pair, or a reject with a reason.
-_TOKENIZED = {
-    rows: pa.schema(
-        [*made, ("part", pa.int64()), ("cut_prompt", pa.bool_()), ("cut_completions", pa.int64())]
-        + [schema.REJECTS.field(name) for name in ("reason", "detail", "row")]
-    )
-    for rows, made in SCHEMAS.items()
-}
+_MERGED_BYTES = 32 << 20  # of rows that a task of the second pass makes parts of; one cell may have more
 
 
 def shard(
@@ -47,128 +36,106 @@ def shard(
     Raises RecipeError for a source or tokenizer that cannot serve, ContractError when too many rows are dropped.
     """
     progress = progress or Silent()
-    progress.start(config.num_parts, 0, "parts")
     work = slices(config, resources.rows_per_task)
-    told = _shape(config, work)
-    rows = (
-        ray.data.from_items([piece.as_row() for piece in work], override_num_blocks=len(work))
-        .map_batches(_read, batch_size=1, batch_format="pyarrow", fn_kwargs={"rows_per_table": resources.rows_per_task})
-        .map_batches(
-            _tokenize,
-            batch_size=resources.rows_per_task,
-            batch_format="pyarrow",
-            fn_kwargs={"config": config, "shape": told.shape, "of_messages": told.of_messages},
-        )
-        .groupby("part", num_partitions=config.num_parts)
-        .map_groups(write_part, batch_format="pyarrow", fn_kwargs={"out": str(out), "config": config})
-    )
-    facts: Counter[str] = Counter()
-    longest = written = 0
-    with out_of_ray():
-        for part in rows.iter_rows():
-            written += 1
-            longest = max(longest, part["longest"])
-            facts.update(json.loads(part["facts"]))
-            progress.advance(written)
-    write_empty_parts(config, out)
+    shape = _shape(config, work)
+    job = Job(config, shape, config.num_parts, str(out), str(_scratch(out, work)))
+    done = _tokenize(work, job, progress)
+    facts = _write_parts(done, job, progress)
     merge_rejects(out)
     dropped = {key.removeprefix("dropped/"): n for key, n in sorted(facts.items()) if key.startswith("dropped/")}
     _check_dropped(config, facts, dropped, out)
     counts = {key: facts[key] for key in ("rows", "pairs", "train", "eval", "tokens", "cut_prompts", "cut_completions")}
     if config.rows == "labelled":
         counts |= {"labelled": True, "desirable": facts["desirable"]}
-    return counts | {"longest": longest, "dropped": dropped, "shape": told.shape, "notices": told.notices}
+    notices = sorted({notice for each in done for notice in each.notices})
+    return counts | {"longest": facts["longest"], "dropped": dropped, "shape": shape, "notices": notices}
 
 
-def _shape(config: ShardConfig, work: list[Slice]) -> Told:
-    """Told from the first rows."""
-    rows = (text for piece in work for _, text in piece.rows())
-    told = tell(list(islice(rows, SAMPLE)), config.columns, config.source, config.shape, config.text)
-    if told.shape == "labelled" and config.rows == "pairs":
+def _scratch(out: Path, work: Sequence[Slice]) -> Path:
+    """The folder of the fragments of just these slices. What is left of a run that cut the source otherwise goes."""
+    digest = hashlib.sha256(json.dumps([piece.as_row() for piece in work]).encode()).hexdigest()[:16]
+    scratch = out / ".fragments" / digest
+    for other in scratch.parent.glob("*"):
+        if other != scratch:
+            shutil.rmtree(other)
+    scratch.mkdir(parents=True, exist_ok=True)
+    return scratch
+
+
+def _tokenize(work: Sequence[Slice], job: Job, progress: Progress) -> list[SliceDone]:
+    """The first pass."""
+    left = [index for index in range(len(work)) if not done_file(job, index).exists()]
+    progress.start(len(work), len(work) - len(left), "tasks")
+    items = [{"index": index, "slice": json.dumps(work[index].as_row())} for index in left]
+    for finished, _ in enumerate(_rows(items, first_pass, {"job": job}), len(work) - len(left) + 1):
+        progress.advance(finished)
+    return [SliceDone.read(done_file(job, index)) for index in range(len(work))]
+
+
+def _write_parts(done: Sequence[SliceDone], job: Job, progress: Progress) -> Counter[str]:
+    """The second pass; the facts of all parts."""
+    progress.start(job.num_parts, 0, "parts")
+    groups = [{"first": first, "last": last} for first, last in _groups(np.sum([each.cells for each in done], axis=0))]
+    known = {
+        "job": job,
+        "fragments": [name for each in done for name in each.fragments],
+        "set_aside": [name for each in done for name in each.set_aside],
+    }
+    facts: Counter[str] = Counter()
+    longest = 0
+    for row in _rows(groups, second_pass, known):
+        found = json.loads(row["facts"])
+        longest = max(longest, found.pop("longest"))
+        facts.update(found)
+        progress.advance(facts["parts"])
+    return facts | Counter(longest=longest)
+
+
+def _groups(cells: np.ndarray) -> Iterator[tuple[int, int]]:
+    """First and last of cells that follow each other and have about as many bytes as a task should hold."""
+    first = held = 0
+    for cell, size in enumerate(cells):
+        if held and held + size > _MERGED_BYTES:
+            yield first, cell - 1
+            first = cell
+            held = 0
+        held += size
+    yield first, len(cells) - 1
+
+
+def _rows(items: list[dict[str, Any]], task: Callable[..., Any], known: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a Ray task each makes of the items, as they come."""
+    if items:
+        tasks = ray.data.from_items(items, override_num_blocks=len(items))
+        with out_of_ray():
+            yield from tasks.map_batches(task, batch_size=1, batch_format="pyarrow", fn_kwargs=known).iter_rows()
+
+
+def _shape(config: ShardConfig, work: Sequence[Slice]) -> Shape:
+    """Told from the first row."""
+    first = next((text for piece in work[:1] for _, text in piece.rows()), None)
+    if first is None:
+        raise RecipeError(f"shard.source {config.source} has no rows")
+    try:
+        row = json.loads(first)
+    except json.JSONDecodeError as error:
+        raise RecipeError(
+            f"the first row of {config.source} is not JSON: {error}. One JSON object a line is read"
+        ) from error
+    if not isinstance(row, dict):
+        raise RecipeError(f"the first row of {config.source} is a {type(row).__name__}, not a JSON object with columns")
+    detected = detect_shape(row, config.columns, config.source)
+    shape = detected if config.shape == "auto" else config.shape
+    if shape == "labelled" and config.rows == "pairs":
         raise RecipeError(
             f"{config.source} holds labelled completions, of which no pairs can be made. Set shard.rows: labelled, and "
             "train.loss to one that takes them, as kto does"
         )
-    return told
-
-
-def _read(piece: pa.Table, rows_per_table: int) -> Iterator[pa.Table]:
-    yield from Slice(**piece.to_pylist()[0]).tables(rows_per_table)
-
-
-@lru_cache(maxsize=1)  # once a worker process; the driver, which has no use for it, would take seconds to import it
-def _tokenizer(config: ShardConfig, of_messages: bool) -> Any:
-    tokenizer = load_tokenizer(config.tokenizer)
-    if of_messages and tokenizer.chat_template is None:
-        raise RecipeError(
-            f"{config.source} holds lists of messages, and the tokenizer of {config.tokenizer} has no chat template to "
-            "write them with. Use the tokenizer of a chat model, or triples of plain strings"
-        )
-    return tokenizer
-
-
-def _tokenize(raw: pa.Table, config: ShardConfig, shape: Shape, of_messages: bool) -> pa.Table:
-    tokenizer = _tokenizer(config, of_messages)
-    rows = [row for each in raw.to_pylist() for row in _tokenize_row(each, tokenizer, config, shape)]
-    return pa.Table.from_pylist(rows, schema=_TOKENIZED[config.rows])
-
-
-def _tokenize_row(raw: dict[str, Any], tokenizer: Any, config: ShardConfig, shape: Shape) -> Iterator[dict[str, Any]]:
-    origin = {"source": raw["source"], "source_row": raw["source_row"], "row": raw["row"]}
-    rejected = origin | {"part": raw["source_row"] % config.num_parts}
-    found = outcomes(
-        raw["row"],
-        shape,
-        config.columns,
-        pairing=config.pairing,
-        negative_margin=config.negative_margin,
-        text=config.text,
-    )
-    for each in found:
-        rows: Sequence[Triple | Labelled | Rejected] = [each]
-        if isinstance(each, Triple) and config.rows == "labelled" and each.chosen != each.rejected:
-            rows = each.unrolled()
-        for row in rows:
-            try:
-                if isinstance(row, Rejected):
-                    raise row
-                yield origin | _made(row, tokenizer, config)
-            except Rejected as error:
-                yield rejected | {"reason": error.reason, "detail": error.detail}
-
-
-def _made(row: Triple | Labelled, tokenizer: Any, config: ShardConfig) -> dict[str, Any]:
-    """The columns of one pair or labelled completion, but for its mismatched one. Raises Rejected."""
-    made: Pair | Completion
-    own: dict[str, Any]
-    if isinstance(row, Triple):
-        made = tokenize(row, tokenizer, config)
-        own = {"chosen_ids": made.chosen_ids, "rejected_ids": made.rejected_ids}
-        own |= {"chosen_trained": made.chosen_trained, "rejected_trained": made.rejected_trained}
-        own |= {"pair_id": made.pair_id, "margin": row.margin}
-    else:
-        made = tokenize_labelled(row, tokenizer, config)
-        own = {"pair_id": made.row_id, "completion_ids": made.completion_ids, "label": made.label}
-        own |= {"completion_trained": made.completion_trained}
-    return own | {
-        "split": split_of(made.prompt_ids, config.eval_fraction),
-        "prompt_ids": made.prompt_ids,
-        "weight": row.weight,
-        "part": int(own["pair_id"][:8], 16) % config.num_parts,
-        "cut_prompt": made.cut_prompt,
-        "cut_completions": made.cut_completions,
-    }
-
-
-def split_of(prompt_ids: list[int], eval_fraction: float) -> str:
-    """Held out or not, by the prompt alone: pairs that share a prompt are on the same side."""
-    prompt_hash = int(hash_of(prompt_ids, [], [])[:8], 16)
-    return "eval" if prompt_hash < eval_fraction * 2**32 else "train"
+    return shape
 
 
 def _check_dropped(config: ShardConfig, facts: Counter[str], dropped: dict[str, int], out: Path) -> None:
-    faulty = sum(dropped.values()) - dropped.get("tie", 0)  # that two completions are equally good is no fault
-    if not facts["pairs"] or faulty > config.max_dropped_fraction * facts["rows"]:
+    if not facts["pairs"] or sum(dropped.values()) > config.max_dropped_fraction * facts["rows"]:
         counts = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
         example = pq.read_table(out / "rejects.parquet").slice(0, 1).to_pylist()[0]
         raise ContractError(
