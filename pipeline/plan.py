@@ -90,12 +90,29 @@ def _resolve(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[
     names: dict[str, tuple[str, str]] = {
         field: model_identity(getattr(config, field), digests, f"{stage.name}.{field}") for field in stage.models
     }
+    sources: dict[str, list[tuple[str, str]]] = {}
     if stage.name == "shard":
-        names["source"] = source_identity(config.source, digests, "shard.source")
+        if config.source is not None:
+            names["source"] = source_identity(config.source, digests, "shard.source")
+        for key in ("sources", "eval"):
+            sources[key] = [
+                source_identity(each.source, digests, f"shard.{key}.{i}.source")
+                for i, each in enumerate(getattr(config, key))
+            ]
         names["tokenizer"] = model_identity(config.tokenizer, digests, "shard.tokenizer", tokenizer_only=True)
     resolved = config.model_copy(update={field: name for field, (name, _) in names.items()})
     hashed = config.model_dump(mode="json", exclude=set(stage.acceptance))
     identity = hashed | {field: identity for field, (_, identity) in names.items()}
+    for key, found in sources.items():
+        several = [
+            each.model_copy(update={"source": name, "name": each.label})
+            for each, (name, _) in zip(getattr(config, key), found, strict=True)
+        ]
+        resolved = resolved.model_copy(update={key: tuple(several)})
+        identity[key] = [
+            each.model_dump(mode="json") | {"source": content}
+            for each, (_, content) in zip(several, found, strict=True)
+        ]
     return resolved, identity
 
 

@@ -157,7 +157,13 @@ def test_messages_need_a_chat_template(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"), [([""], "has no rows"), (["{"], "first row .* is not JSON"), (["[]"], "is a list, not a JSON")]
+    ("rows", "message"),
+    [
+        ([""], "has no rows"),
+        (["{"], "first row .* is not JSON"),
+        (["[[]]"], "is a list, not a JSON"),
+        (["[]"], "no rows"),
+    ],
 )
 def test_a_source_that_holds_no_triples(rows: list[str], message: str, config: ShardConfig, tmp_path: Path) -> None:
     source = write(tmp_path / "bad.jsonl", rows)

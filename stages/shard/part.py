@@ -26,6 +26,9 @@ def write_part(group: pa.Table, out: str, config: ShardConfig) -> pa.Table:
     first = [i == 0 or ids[i] != ids[i - 1] for i in range(len(ids))]
     repeated = pairs.filter(pa.array([not f for f in first], pa.bool_()))
     pairs = pairs.filter(pa.array(first, pa.bool_()))
+    by_source = {f"source/{which}/pairs": n for which, n in Counter(pairs["which"].to_pylist()).items()}
+    dropped = Counter([*rejects["which"].to_pylist(), *repeated["which"].to_pylist()])
+    by_source |= {f"source/{which}/dropped": n for which, n in dropped.items()}
     rejects = pa.concat_tables([rejects.select(schema.REJECTS.names), _as_duplicates(repeated)])
 
     made = SCHEMAS[config.rows]
@@ -37,6 +40,7 @@ def write_part(group: pa.Table, out: str, config: ShardConfig) -> pa.Table:
         pc.list_value_length(pairs[f"{name}_ids"]).to_numpy() for name in ("prompt", *schema.sides(made.names))
     )
     facts = Counter(pairs["split"].to_pylist())
+    facts.update(by_source)
     facts.update({f"dropped/{reason}": n for reason, n in Counter(rejects["reason"].to_pylist()).items()})
     facts.update(
         rows=len(pairs) + len(rejects),
@@ -53,7 +57,7 @@ def write_part(group: pa.Table, out: str, config: ShardConfig) -> pa.Table:
 
 def write_empty_parts(config: ShardConfig, out: Path) -> None:
     """Parts that no pair fell into: all parts are always there."""
-    for index in range(config.num_parts):
+    for index in range(config.parts):
         if not (out / part_name(index)).exists():
             schema.write_part(SCHEMAS[config.rows].empty_table(), out / part_name(index))
 

@@ -20,9 +20,11 @@ class Triple:
     chosen: str | list[dict[str, Any]]
     rejected: str | list[dict[str, Any]]
     margin: float | None = None  # how much better chosen is
+    weight: float = 1.0  # of the pair in the loss
 
     def unrolled(self) -> "list[Labelled]":
-        return [Labelled(self.prompt, self.chosen, True), Labelled(self.prompt, self.rejected, False)]
+        sides = ((self.chosen, True), (self.rejected, False))
+        return [Labelled(self.prompt, side, label, self.weight) for side, label in sides]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Labelled:
     prompt: str | list[dict[str, Any]]
     completion: str | list[dict[str, Any]]
     label: bool
+    weight: float = 1.0
 
 
 class Malformed(ValueError):
