@@ -44,7 +44,9 @@ def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
         except pa.ArrowInvalid:
             file.seek(0)
             batches = iter(pa.ipc.open_stream(file))
-        yield from batches
+        for batch in batches:
+            batch.validate(full=True)  # a damaged one would take the process with it when it is read
+            yield batch
 
 
 def arrow_rows(path: str) -> Rows:
