@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from stages import storage
 from stages.digests import sha256_of
 from stages.errors import RecipeError
 from stages.model_files import is_tokenizer_file, split_revision
+from stages.shard.reading.files import matched
 
+_FILES = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".csv", ".tsv", ".arrow")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -43,6 +46,8 @@ class Digests:
 
 def model_identity(name: str, digests: Digests, field: str, tokenizer_only: bool = False) -> tuple[str, str]:
     """(name to load, identity) of a model. With `tokenizer_only`, its weights are not part of the identity."""
+    if storage.is_remote(name):
+        return storage.identity_of(name, _is_of_tokenizer if tokenizer_only else None)
     folder = Path(name).expanduser()
     if folder.is_dir():
         files = [p for p in folder.rglob("*") if p.is_file() and not _hidden(p, folder)]
@@ -63,7 +68,11 @@ def file_identity(name: str, digests: Digests, field: str) -> tuple[str, str]:
 
 
 def source_identity(name: str, digests: Digests, field: str) -> tuple[str, str]:
-    """(name to read, identity) of a set of triples: a file, a folder, a glob pattern, or a hub name."""
+    """(name to read, identity) of a set of triples: a file, a folder, a glob pattern, or a hub name; in object storage
+    the name has a mark of what lies there.
+    """
+    if storage.is_remote(name):
+        return storage.identity_of(name)
     path = Path(name).expanduser()
     if path.is_file():
         return str(path.resolve()), f"sha256:{digests.of_file(path)}"
@@ -71,11 +80,16 @@ def source_identity(name: str, digests: Digests, field: str) -> tuple[str, str]:
         files = [p for p in path.rglob("*") if p.is_file() and not _hidden(p, path)]
         return str(path.resolve()), f"sha256:{digests.of_files(path, files)}"
     if any(character in name for character in "*?["):
-        files = sorted(path.parent.glob(path.name))
-        if not files:
+        root, names = matched(str(path))
+        if not names:
             raise RecipeError(f"{field}: no file matches {name} (looked from {Path.cwd()})")
-        return str(path.parent.resolve() / path.name), f"sha256:{digests.of_files(path.parent, files)}"
+        pattern = root.resolve() / path.relative_to(root)
+        return str(pattern), f"sha256:{digests.of_files(root, [root / each for each in names])}"
     return _hub_identity(name, "dataset", field)
+
+
+def _is_of_tokenizer(name: str) -> bool:
+    return is_tokenizer_file(name.rpartition("/")[2])
 
 
 def _hidden(path: Path, folder: Path) -> bool:
@@ -84,7 +98,7 @@ def _hidden(path: Path, folder: Path) -> bool:
 
 def _hub_identity(name: str, kind: str, field: str) -> tuple[str, str]:
     base, revision = split_revision(name)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) or base.endswith((".jsonl", ".gz", ".parquet", ".json")):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) or base.endswith(_FILES):
         raise RecipeError(f"{field}: there is no file or folder {name} (looked from {Path.cwd()})")
     if not (revision and _COMMIT.fullmatch(revision)):
         revision = _commit_of(base, revision or "main", kind, field)

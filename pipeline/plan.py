@@ -91,8 +91,15 @@ def _resolve(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[
     names: dict[str, tuple[str, str]] = {
         field: model_identity(getattr(config, field), digests, f"{stage.name}.{field}") for field in stage.models
     }
+    sources: dict[str, list[tuple[str, str]]] = {}
     if stage.name == "shard":
-        names["source"] = source_identity(config.source, digests, "shard.source")
+        if config.source is not None:
+            names["source"] = source_identity(config.source, digests, "shard.source")
+        for key in ("sources", "eval"):
+            sources[key] = [
+                source_identity(each.source, digests, f"shard.{key}.{i}.source")
+                for i, each in enumerate(getattr(config, key))
+            ]
         names["tokenizer"] = model_identity(config.tokenizer, digests, "shard.tokenizer", tokenizer_only=True)
     resolved = config.model_copy(update={field: name for field, (name, _) in names.items()})
     hashed = config.model_dump(mode="json", exclude=set(stage.acceptance))
@@ -101,6 +108,16 @@ def _resolve(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[
         path, digest = file_identity(config.chat.template, digests, "shard.chat.template")
         resolved = resolved.model_copy(update={"chat": config.chat.model_copy(update={"template": path})})
         identity["chat"] = identity["chat"] | {"template": digest}
+    for key, found in sources.items():
+        several = [
+            each.model_copy(update={"source": name, "name": each.label})
+            for each, (name, _) in zip(getattr(config, key), found, strict=True)
+        ]
+        resolved = resolved.model_copy(update={key: tuple(several)})
+        identity[key] = [
+            each.model_dump(mode="json") | {"source": content}
+            for each, (_, content) in zip(several, found, strict=True)
+        ]
     return resolved, identity
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stages import storage
 from stages.errors import RecipeError
 
 # Of a model folder, what decides how text becomes token ids. Other weights do not change the pairs.
@@ -14,15 +15,28 @@ TOKENIZER_FILES = (
     "tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges", "spiece",
     "generation_config",
 )  # fmt: skip
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """ "org/name@revision" -> ("org/name", "revision"); a local path has none."""
+    """ "org/name@revision" -> ("org/name", "revision"); a local path has none.
+
+    A model in object storage is fetched to this node, and its name here is that of the copy.
+    """
+    if storage.is_remote(name):
+        return str(storage.fetched(name)), None
     if Path(name).exists():
         return name, None
     base, _, revision = name.partition("@")
     return base, revision or None
+
+
+def tokenizer_at(name: str) -> tuple[str, str | None]:
+    """As `split_revision`, for who needs the tokenizer alone: weights are not fetched."""
+    if storage.is_remote(name):
+        return str(storage.fetched(name, lambda file: not file.endswith(WEIGHTS))), None
+    return split_revision(name)
 
 
 def is_tokenizer_file(name: str) -> bool:
@@ -63,6 +77,8 @@ def _text_config(name: str) -> dict[str, Any]:
 
 
 def _read_config(name: str) -> dict[str, Any]:
+    if storage.is_remote(name):
+        return json.loads(storage.read_text(name, "config.json"))
     folder, revision = split_revision(name)
     if Path(folder).is_dir():
         return json.loads((Path(folder) / "config.json").read_text())

@@ -25,7 +25,7 @@ from pipeline.cli import app
 from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster, Recipe
 from stages.engine.config import EngineResources
-from stages.shard.config import Columns
+from stages.shard.config import Columns, Source
 from stages.train.config import Lora
 from stages.train.objective.named.loss import BY_NAME
 
@@ -305,6 +305,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "shard.columns": Columns,
     "cluster": Cluster,
     "engine": EngineResources,
+    "shard.sources": Source,
     "train.lora": Lora,
     "score.accept": Recipe.model_fields["score"].annotation.model_fields["accept"].annotation,
     **{name: Recipe.model_fields[name].annotation for name in ("shard", "score", "train")},
@@ -367,6 +368,8 @@ def test_a_snippet_loads(path: Path, text: str, tmp_path: Path) -> None:
     assert which in files, f"{name_of(path)}: the first line of a snippet is one of {', '.join(files)}"
     for section, value in yaml.safe_load(text).items():
         before = files[which].get(section)
+        if section == "shard" and "sources" in value:
+            del before["source"]
         files[which][section] = before | value if isinstance(before, dict) else value
     for name, sections in files.items():
         (tmp_path / name.removeprefix("# ")).write_text(yaml.safe_dump(sections))

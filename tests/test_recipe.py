@@ -38,8 +38,10 @@ def test_the_first_source_at_hand_is_taken(tmp_path: Path) -> None:
     here = tmp_path / "here.jsonl"
     here.touch()
     names = ["nowhere.jsonl", str(here), "org/set"]
-    assert read(tmp_path, shard={"source": names})[0].shard.source == str(here)
-    assert read(tmp_path, shard={"source": [names[0], names[2]]})[0].shard.source == "org/set"
+    assert read(tmp_path, shard={"first_of": names})[0].shard.source == str(here)
+    assert read(tmp_path, shard={"first_of": [names[0], names[2]]})[0].shard.source == "org/set"
+    taken = read(tmp_path, shard={"first_of": names})[0].shard
+    assert taken == read(tmp_path, shard={"source": str(here)})[0].shard  # and has the same fingerprint
 
 
 @pytest.mark.parametrize(

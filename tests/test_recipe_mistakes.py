@@ -48,8 +48,20 @@ def lines(tmp_path: Path, *overrides: str, **sections: object) -> list[str]:
         ("train.loss=[dpo, {name: sft, weight: yes}]", "train.loss.1.weight: Input should be a number (given: True)"),
         ("train.lora.targets=5", "train.lora.targets: Input should be 'all-linear', or a valid list (given: 5)"),
         ("train.lora.targets=[5]", "train.lora.targets.0: Input should be a valid string (given: 5)"),
-        ("shard.source=[5, s.jsonl]", "shard.source: Input should be a valid string (given: 5)"),
-        ("shard.source=[]", "shard.source: Input should be a valid string (given: [])"),
+        (
+            "shard.source=[s.jsonl]",
+            "shard.source: a source is one name. For the first one at hand of several write first",
+        ),
+        ("shard={first_of: [5, s]}", "shard.first_of.0: Input should be a valid string (given: 5)"),
+        ("shard={first_of: []}", "shard.first_of: Tuple should have at least 1 item"),
+        ("shard.first_of=[s]", "shard: source and first_of are both given, and say the same thing. Keep one of them"),
+        ("shard={sources: [{sorce: s}]}", "shard.sources.0.sorce: no such key; did you mean source?"),
+        (
+            "shard={sources: [{source: s, take: many}]}",
+            "shard.sources.0.take: Input should be a valid integer, or a val",
+        ),
+        ("shard.where=n >", "shard.where: 'n >' is no expression: invalid syntax. It is made of columns"),
+        ("shard.num_parts=many", "shard.num_parts: Input should be 'auto', or a valid integer"),
         (
             "cluster.train.workers=x",
             "train.workers: Input should be a valid integer, unable to parse string as an inte",

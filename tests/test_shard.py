@@ -129,6 +129,36 @@ def test_ranked_rows_make_several_pairs_and_ties_are_no_fault(config: ShardConfi
     assert margins == {(i, m) for i in range(12) for m in {0: (1, 2, 3), 1: (2,), 2: (1, 2)}[i % 3]}
 
 
+def test_a_mixture_and_a_held_out_set(config: ShardConfig, tmp_path: Path) -> None:
+    more = [json.dumps(row | {"prompt": f"more {i}"}) for i, row in enumerate(GOOD)]
+    held = [json.dumps(GOOD[i] | {"chosen": " other"}) for i in (3, 4)]  # of prompts 3 and 4, which have two rows each
+    sources = {
+        "sources": [
+            {"source": config.source, "name": "first", "where": "prompt != 'prompt 7'", "weight": 0.5},
+            {"source": write(tmp_path / "more.jsonl", more), "take": 12},
+        ],
+        "eval": [{"source": write(tmp_path / "held.jsonl", held), "name": "hard"}],
+    }
+    fields = config.model_dump(exclude={"source", "sources", "eval"}) | {"num_parts": "auto", "eval_fraction": 0.0}
+    mixed = ShardConfig(**fields | sources | {"max_dropped_fraction": 0.5})
+    facts = shard(mixed, out=tmp_path / "out", resources=ShardResources(rows_per_task=7))
+    pairs = rows_of(tmp_path / "out")
+    assert {row["source_row"] for row in pairs if row["split"] == "eval/hard"} == {0, 1}
+    assert {row["split"] for row in pairs} == {"train", "eval/hard"}
+    rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    reasons = {(row["source"], row["source_row"]): row["reason"] for row in rejects}
+    held_out = {row for row, reason in reasons.items() if reason == "held_out"}
+    assert held_out == {("first", row) for row in (3, 4, 18, 19, 33)}
+    assert reasons["first", 30] == "malformed"
+    assert facts["sources"] == {
+        "first": {"rows": 34, "taken": 32, "pairs": 24, "dropped": 8},
+        "more.jsonl": {"rows": 30, "taken": 12, "pairs": 12, "dropped": 0},
+        "hard": {"rows": 2, "taken": 2, "pairs": 2, "dropped": 0},
+    }
+    assert (facts["train"], facts["eval"], facts["eval/hard"], facts["num_parts"]) == (36, 0, 2, 1)
+    assert facts["dropped"] == {"empty": 1, "equal": 1, "held_out": 5, "malformed": 1}
+
+
 def test_labelled_rows_make_no_pairs(config: ShardConfig, tmp_path: Path) -> None:
     rows = [json.dumps({"prompt": f"p {i}", "completion": f" c {i}", "label": i % 2 == 0}) for i in range(20)]
     source = config.model_copy(update={"source": write(tmp_path / "labelled.jsonl", rows)})
@@ -199,7 +229,13 @@ def test_messages_need_a_chat_template(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"), [([""], "has no rows"), (["{"], "first row .* is not JSON"), (["[]"], "is a list, not a JSON")]
+    ("rows", "message"),
+    [
+        ([""], "has no rows"),
+        (["{"], "first row .* is not JSON"),
+        (["[[]]"], "is a list, not a JSON"),
+        (["[]"], "no rows"),
+    ],
 )
 def test_a_source_that_holds_no_triples(rows: list[str], message: str, config: ShardConfig, tmp_path: Path) -> None:
     source = write(tmp_path / "bad.jsonl", rows)

@@ -127,7 +127,7 @@ def _part(kind: Any, name: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         field = kind.model_fields.get(name)
         return field.annotation if field else None
-    return get_args(kind)[0] if get_origin(kind) is list else None
+    return get_args(kind)[0] if get_origin(kind) in (list, tuple) else None
 
 
 def _in_full(file: type[BaseModel], key: Key) -> str:

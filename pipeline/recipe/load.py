@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pipeline.recipe.explain import Key, explain, explain_truths
 from pipeline.recipe.reading import parse, read
 from pipeline.recipe.sections import Cluster, Recipe
+from stages import storage
 from stages.errors import RecipeError
 
 Section = TypeVar("Section", Recipe, Cluster)
@@ -81,11 +82,18 @@ def _spread_model(what: dict[str, Any]) -> dict[Key, Key]:
 
 
 def _choose_source(what: dict[str, Any]) -> None:
-    """`shard.source` may be a list, in order of preference: the first one at hand is the source, else the last one."""
+    """Of `shard.first_of` the first one at hand is the source, else the last one."""
     shard = what.get("shard")
-    if isinstance(shard, dict) and isinstance(names := shard.get("source"), list) and names:
-        wrong = [name for name in names if not isinstance(name, str)]
-        shard["source"] = next((name for name in names if wrong or os.path.exists(name)), names[-1])
+    if not isinstance(shard, dict) or any(shard.get(key) is not None for key in ("source", "sources")):
+        return
+    names = shard.get("first_of")
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+        del shard["first_of"]
+        shard["source"] = next((name for name in names if _is_at_hand(name)), names[-1])
+
+
+def _is_at_hand(name: str) -> bool:
+    return storage.is_there(name) if storage.is_remote(name) else os.path.exists(name)
 
 
 def _calibrated(recipe: Recipe) -> Recipe:

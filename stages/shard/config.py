@@ -1,14 +1,19 @@
 """What `shard` makes of which triples."""
 
 import datetime
-from typing import Any, Literal
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.config import Config, Count, Fraction
+from stages.shard.reading.where import check
+from stages.storage import unmarked
 
 Shape = Literal["auto", "explicit", "conversational", "sharegpt", "implicit", "hh", "ranked", "compared", "labelled"]
 Pairing = Literal["best_worst", "best_random", "adjacent", "all"]
+Take = Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)]
 
 
 class Columns(Config):
@@ -47,19 +52,48 @@ class Chat(Config):
     date: datetime.date | None = None  # what the template reads from the clock
 
 
-class ShardConfig(Config):
-    source: str  # JSONL(.gz) or Parquet file, folder or glob of them, `datasets` folder, or hub name "org/set@revision"
-    subset: str | None = None  # of a hub set: the name of its configuration
-    split: str = "train"  # of a `datasets` folder or a hub set
+class Selection(Config):
+    """What is read of a source, and how. Where one of several does not say, it is as the whole says."""
+
+    subset: str | None = None  # of a hub set: the name of its configuration; of a folder: a folder in it
+    split: str = "train"  # of a `datasets` folder, a hub set, or a folder of files that are named so
     columns: Columns = Columns()
     shape: Shape = "auto"  # auto: told from the first 100 rows
     pairing: Pairing = "best_worst"  # which completions of a ranked row make pairs
     negative_margin: Literal["swap", "reject"] = "reject"  # a row whose margin says that rejected is better
     text: Literal["auto", "plain", "chat"] = "auto"  # plain strings: joined as they stand, or messages of a chat
+    where: str | None = None  # take only rows for which this holds, an expression over columns
+
+    @field_validator("where")
+    @classmethod
+    def _can_be_read(cls, where: str | None) -> str | None:
+        if where is not None:
+            check(where)
+        return where
+
+
+class Source(Selection):
+    """One of several. Its `name` stands in the column `source` and in the facts."""
+
+    source: str  # as ShardConfig.source
+    name: str | None = Field(None, pattern=r"^[\w][\w.-]*$")  # default: the last piece of `source`
+    take: Take | None = None  # rows: a number, or a fraction; chosen by hash, so that more contains less
+    weight: float = Field(1.0, gt=0)  # of its pairs in the loss
+
+    @property
+    def label(self) -> str:
+        return self.name or PurePosixPath(unmarked(self.source)[0].split("@")[0]).name or self.source
+
+
+class ShardConfig(Selection):
+    source: str | None  # a file, a folder or pattern of them, a `datasets` folder, or a hub name "org/set@revision"
+    first_of: tuple[str, ...] | None = Field(None, min_length=1)  # instead: the first of these that is at hand
+    sources: tuple[Source, ...] = ()  # instead: several
+    eval: tuple[Source, ...] = ()  # held-out sets, each with a name
     rows: Literal["pairs", "labelled"] = (
         "pairs"  # what is made; triples are unrolled into two labelled completions each
     )
-    limit: Count | None = None  # take only the first rows
+    limit: Count | None = None  # take only the first rows, of each source
     tokenizer: str  # folder or hub name
     chat: Chat = Chat()
     train_on: Literal["completion", "assistant", "last_turn"] = (
@@ -71,7 +105,69 @@ class ShardConfig(Config):
     truncation: Literal["keep_end", "keep_start", "drop"] = "keep_end"  # which end of a long prompt stays
     max_dropped_fraction: Fraction = 0.1  # the stage fails when more rows than this are dropped
     eval_fraction: Fraction = 0.1  # of the prompts, held out
-    num_parts: Count = 16  # the unit of work and retry in `score`
+    num_parts: Literal["auto"] | Count = "auto"  # the unit of work and retry in `score`; auto: of about 1000 rows each
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        given = [key for key in ("source", "first_of", "sources") if content.get(key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given, and say the same thing. Keep one of them")
+        return content if "source" in content or not given else content | {"source": None}
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _no_list(cls, source: Any) -> Any:
+        if isinstance(source, list | tuple):
+            raise ValueError(
+                "a source is one name. For the first one at hand of several write first_of: [..], for all of them "
+                "sources: [{source: ..}, ..]"
+            )
+        return source
+
+    @model_validator(mode="after")
+    def _are_told_apart(self) -> "ShardConfig":
+        if self.source is None and not self.sources and self.first_of is None:
+            raise ValueError("there is no source. Give source, sources or first_of")
+        unnamed = [each.source for each in self.eval if each.name is None]
+        if unnamed:
+            raise ValueError(f"shard.eval: {unnamed[0]} has no name. Its metrics need one: name: ..")
+        labels = [each.label for each in (*self.sources, *self.eval)]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"{labels.count(label)} sources are called {label}. Give each a name of its own")
+        return self
+
+    @property
+    def all_sources(self) -> tuple[Source, ...]:
+        """All that is read, in order: what is trained on, then the held-out sets."""
+        if self.source is not None:
+            own = {name: getattr(self, name) for name in Selection.model_fields}
+            return (Source(source=self.source, **own), *self._whole(self.eval, "where"))
+        return (*self._whole(self.sources), *self._whole(self.eval, "where"))
+
+    def _whole(self, sources: tuple[Source, ...], *but: str) -> Iterator[Source]:
+        for each in sources:
+            unsaid = [name for name in Selection.model_fields if name not in (*each.model_fields_set, *but)]
+            yield each.model_copy(update={name: getattr(self, name) for name in unsaid} | {"name": each.label})
+
+    @property
+    def named(self) -> str:
+        """For messages."""
+        return ", ".join(unmarked(each.source)[0] for each in self.all_sources)
+
+    @property
+    def parts(self) -> int:
+        """`num_parts`, once `run` has filled in what auto stands for."""
+        assert isinstance(self.num_parts, int)
+        return self.num_parts
+
+    @property
+    def num_trained(self) -> int:
+        """How many of `all_sources` are no held-out sets."""
+        return len(self.all_sources) - len(self.eval)
 
 
 class ShardResources(Config):

@@ -1,140 +1,180 @@
-"""Where triples come from: files and datasets, read in slices that Ray workers take one by one."""
+"""Rows on their way: a source in slices that Ray workers take one by one."""
 
-import gzip
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from glob import glob
+from hashlib import blake2b
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from stages.errors import RecipeError
-from stages.model_files import split_revision
-from stages.shard.config import ShardConfig
+from stages import storage
+from stages.shard.config import Source
+from stages.shard.reading import array, cells, columnar, lines
+from stages.shard.reading.opening import is_array, text_of
+from stages.shard.reading.values import as_text
+from stages.shard.reading.where import Where, compiled
 
 # A row on its way: its origin, and the triple as JSON text, whatever it was read from.
-RAW = pa.schema([("source", pa.string()), ("source_row", pa.int64()), ("row", pa.large_string())])
+RAW = pa.schema(
+    [
+        ("source", pa.string()),  # the name of the file or set, of the source, or both
+        ("source_row", pa.int64()),  # its number there
+        ("row", pa.large_string()),
+        ("which", pa.int32()),  # of the sources of the config
+        ("weight", pa.float32()),  # of the source, in the loss
+    ]
+)
+_NO_TEXT = {"margin", "label", "scores", "ranks", "weight"}  # columns of numbers and truths, whose cells are read so
+_CHUNK = 500
+Record = bytes | str | dict[str, Any]  # a line, JSON text, or columns
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows [start, stop) of one file or dataset; `stop` None means to its end."""
+    """Some rows of one file or dataset."""
 
-    kind: str  # jsonl | parquet | datasets | hub
-    path: str
-    start: int = 0
-    stop: int | None = None
-    split: str = "train"
-    subset: str | None = None
+    kind: str  # lines | array | cells | parquet | arrow | datasets | hub
+    path: str  # a file on disk or in object storage, a folder, or a name
+    name: str  # in the column `source`; what is taken depends on it, but not on the path
+    which: int
+    of: str  # the Source, as JSON
+    first: int = 0  # the number of its first row, or line
+    start: int = 0  # in bytes of lines, row groups of Parquet, rows of a dataset
+    stop: int | None = None  # None: to the end
+    limit: int | None = None  # only the first rows
+    below: int | None = None  # only rows whose hash is below it
+
+    @property
+    def source(self) -> Source:
+        return _source(self.of)
 
     def rows(self) -> Iterator[tuple[int, str]]:
-        """(row number, JSON text) of each row. The text of a JSONL row may be malformed: `parse` finds out."""
-        if self.kind == "jsonl":
-            opener = gzip.open if self.path.endswith(".gz") else open
-            with opener(self.path, "rt", encoding="utf-8", errors="replace") as lines:
-                numbered = ((i, line) for i, line in enumerate(lines) if line.strip())
-                for i, line in numbered if self.stop is None else islice(numbered, self.stop):
-                    yield i, line.rstrip("\n")
+        """(row number, JSON text) of each row that is taken. The text may be malformed: `parse` finds out.
+
+        Raises RecipeError where the file is damaged.
+        """
+        for number, record, holds in self.considered():
+            if holds:
+                yield number, json_text(record)
+
+    def considered(self) -> Iterator[tuple[int, Record, bool | None]]:
+        """Number, record and whether `where` holds, of the rows whose hash is low enough."""
+        where = compiled(self.source.where) if self.source.where is not None else None
+        numbered = self.records()
+        while chunk := list(islice(numbered, _CHUNK)):
+            if self.below is not None:
+                low = hashes(self.name, np.fromiter((number for number, _ in chunk), np.uint64)) < self.below
+                chunk = [each for each, is_low in zip(chunk, low.tolist(), strict=True) if is_low]
+            for number, record in chunk:
+                yield number, record, _holds(where, record)
+
+    def records(self, columns: Collection[str] | None = None) -> Iterator[tuple[int, Record]]:
+        """(row number, what was read) of all rows but blank lines; of tables only `columns`, if given."""
+        return islice(self._records(columns), self.limit)
+
+    def _records(self, columns: Collection[str] | None) -> Iterator[tuple[int, Record]]:
+        if self.kind == "lines":
+            for number, line in lines.lines(self.file(), self.start, self.stop):
+                yield self.first + number, line
+            return
+        found: Iterator[Record]
+        if self.kind == "array":
+            found = array.elements(self.file())
+        elif self.kind == "cells":
+            delimiter = "\t" if ".tsv" in self.path.lower() else ","
+            found = cells.rows(self.file(), delimiter, _text_columns(self.source))
         elif self.kind == "parquet":
-            position = 0
-            with pq.ParquetFile(self.path) as file:
-                for batch in file.iter_batches(1000):
-                    for row in batch.to_pylist():
-                        if self.stop is not None and position >= self.stop:
-                            return
-                        yield position, json.dumps(row, ensure_ascii=False, default=str)
-                        position += 1
+            assert self.stop is not None
+            found = columnar.parquet_rows(self.file(), self.start, self.stop, columns)
+        elif self.kind == "arrow":
+            found = columnar.arrow_rows(self.file())
         else:
-            dataset = _load_dataset(self)
-            for i in range(self.start, len(dataset) if self.stop is None else self.stop):
-                yield i, json.dumps(dataset[i], ensure_ascii=False, default=str)
+            assert self.stop is not None
+            found = columnar.dataset_rows(self.dataset(), self.path, self.start, self.stop)
+        yield from enumerate(found, self.first)
+
+    def numbers(self) -> np.ndarray:
+        """uint64 [rows]: the row numbers alone, without a look at the rows where that can be."""
+        if self.kind in ("parquet", "datasets", "hub") and self.limit is not None:
+            return np.arange(self.first, self.first + self.limit, dtype=np.uint64)
+        return np.fromiter((number for number, _ in self.records(())), np.uint64)
+
+    def count(self) -> tuple[int, int]:
+        """(lines, rows)."""
+        if self.kind == "lines" and self.limit is None:
+            return lines.count(self.file(), self.start, self.stop)
+        found = len(self.numbers())
+        return found, found
 
     def tables(self, rows_per_table: int) -> Iterator[pa.Table]:
         rows = self.rows()
         while chunk := list(islice(rows, rows_per_table)):
             numbers, texts = zip(*chunk, strict=True)
-            yield pa.table(
-                [pa.array([Path(self.path).name] * len(chunk)), pa.array(numbers), pa.array(texts, pa.large_string())],
-                schema=RAW,
-            )
+            size = len(chunk)
+            columns = [
+                pa.array([self.name] * size), pa.array(numbers), pa.array(texts, pa.large_string()),
+                pa.array([self.which] * size, pa.int32()), pa.array([self.source.weight] * size, pa.float32()),
+            ]  # fmt: skip
+            yield pa.table(columns, schema=RAW)
+
+    def file(self) -> str:
+        """On this node's disk."""
+        return str(storage.fetched(self.path)) if storage.is_remote(self.path) else self.path
+
+    def dataset(self) -> Any:
+        return columnar.load_dataset(self.kind, self.path, self.source.split, self.source.subset)
+
+    def looked_into(self) -> "Slice":
+        """Of a kind that only the content tells: an array, in a file of lines by its name."""
+        return replace(self, kind="array") if self.kind == "lines" and is_array(self.file()) else self
 
     def as_row(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def slices(config: ShardConfig, rows_per_task: int) -> list[Slice]:
-    """The work list of a source, in a fixed order. With `limit`, exactly its first rows."""
-    path = Path(config.source)
-    if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
-        return _cut(Slice("datasets", config.source, split=config.split), config.limit, rows_per_task)
-    files = _files(config.source)
-    if files:
-        return _limited([Slice(_kind(file), file) for file in files], config.limit)
-    whole = Slice("hub", config.source, split=config.split, subset=config.subset)
-    return _cut(whole, config.limit, rows_per_task)
+def json_text(record: Record) -> str:
+    if isinstance(record, bytes):
+        return text_of(record)
+    return record if isinstance(record, str) else as_text(record)
 
 
-def _files(source: str) -> list[str]:
-    path = Path(source)
-    if path.is_file():
-        return [source]
-    if path.is_dir():
-        found = [str(file) for file in sorted(path.iterdir()) if _kind(file.name, strict=False)]
-        if not found:
-            raise RecipeError(f"shard.source {source} is a folder without .jsonl, .jsonl.gz or .parquet files in it")
-        return found
-    return sorted(glob(source))
+def columns_of(record: Record) -> dict[str, Any] | None:
+    """None where it is no row of columns."""
+    if isinstance(record, dict):
+        return record
+    try:
+        row = json.loads(record)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
-def _kind(name: str, strict: bool = True) -> str:
-    if name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
-        return "jsonl"
-    if name.endswith(".parquet"):
-        return "parquet"
-    if strict:
-        raise RecipeError(f"shard.source {name} is none of .jsonl, .jsonl.gz, .parquet. Convert it to one of these")
-    return ""
+def hashes(name: str, numbers: np.ndarray) -> np.ndarray:
+    """int64 [rows], evenly from 0 to 2^63, of a file's row numbers: which rows are taken depends on nothing else."""
+    seed = np.uint64(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little"))
+    with np.errstate(over="ignore"):  # splitmix64
+        mixed = seed + (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)
 
 
-def _limited(files: list[Slice], limit: int | None) -> list[Slice]:
-    if limit is None:
-        return files
-    taken = []
-    for file in files:
-        rows = sum(1 for _ in islice(file.rows(), limit))
-        taken.append(Slice(file.kind, file.path, stop=rows))
-        limit -= rows
-        if not limit:
-            break
-    return taken
+def _holds(where: Where | None, record: Record) -> bool | None:
+    """A record that is no row is taken, to be set aside with its reason."""
+    if where is None or (row := columns_of(record)) is None:
+        return True
+    return where.of(row)
 
 
-def _cut(whole: Slice, limit: int | None, rows_per_task: int) -> list[Slice]:
-    count = len(_load_dataset(whole))
-    count = count if limit is None else min(count, limit)
-    starts = range(0, count, rows_per_task)
-    return [Slice(whole.kind, whole.path, s, min(s + rows_per_task, count), whole.split, whole.subset) for s in starts]
+def _text_columns(source: Source) -> set[str]:
+    named = source.columns.model_dump()
+    return {name for role, name in named.items() if isinstance(name, str) and role not in _NO_TEXT}
 
 
-@lru_cache(maxsize=1)
-def _load_dataset_from(kind: str, path: str, split: str, subset: str | None) -> Any:
-    import datasets
-
-    if kind == "hub":
-        name, revision = split_revision(path)
-        return datasets.load_dataset(name, subset, split=split, revision=revision)
-    loaded = datasets.load_from_disk(path)
-    if not isinstance(loaded, datasets.DatasetDict):
-        return loaded
-    if split not in loaded:
-        raise RecipeError(f"{path} has no split {split!r}; it has {', '.join(loaded)}. Set shard.split to one of them")
-    return loaded[split]
-
-
-def _load_dataset(piece: Slice) -> Any:
-    return _load_dataset_from(piece.kind, piece.path, piece.split, piece.subset)
+@lru_cache(maxsize=64)
+def _source(of: str) -> Source:
+    return Source.model_validate_json(of)

@@ -9,7 +9,7 @@ import numpy as np
 
 from stages import spans
 from stages.errors import RecipeError
-from stages.model_files import split_revision, vocabulary
+from stages.model_files import tokenizer_at, vocabulary
 from stages.shard.config import ShardConfig
 from stages.shard.encoding import Encoder, Run
 from stages.shard.rendering.piece import Rendered, check
@@ -72,7 +72,7 @@ def load_tokenizer(name: str) -> Any:
     """The tokenizer of a model folder or hub name. Raises RecipeError where it names no end token."""
     from transformers import AutoTokenizer
 
-    folder, revision = split_revision(name)
+    folder, revision = tokenizer_at(name)
     tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
     if tokenizer.eos_token_id is None:
         raise RecipeError(f"the tokenizer of {name} names no end token (eos_token), and completions must end with one")

@@ -1,5 +1,7 @@
-"""Artifacts in object storage: a real S3 server on this machine."""
+"""Triples, models and artifacts in object storage: a real S3 server on this machine."""
 
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -11,13 +13,17 @@ import pytest
 import yaml
 from conftest import ROOT, Project, make_project
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
+from pipeline.identity import Digests, source_identity
 from pipeline.plan import Step, plan
 from pipeline.recipe.load import load
 from pipeline.store import Store
 from stages import storage
 from stages.artifacts import PolicyCheckpoint
 from stages.errors import RecipeError
+from stages.shard.config import ShardConfig
+from stages.shard.survey import sample
 
 BUCKET = "preferences"
 
@@ -32,6 +38,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     environment |= {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_MAX_ATTEMPTS": "1"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # each server has a port of its own, and fsspec remembers the first
     boto3.client("s3").create_bucket(Bucket=BUCKET)
     yield environment
     server.stop()
@@ -81,6 +88,90 @@ def test_artifacts_may_lie_in_object_storage(
     assert (partial.state, partial.why) == ("partial", "part-00002.parquet is missing")
     raydpo(project, "--only", "score")
     assert steps_of(project, store)["score"].manifest.files == expected["score"].manifest.files
+
+
+def put(name: str, data: bytes) -> str:
+    boto3.client("s3").put_object(Bucket=BUCKET, Key=name, Body=data)
+    return f"s3://{BUCKET}/{name}"
+
+
+def test_triples_and_models_may_lie_in_object_storage(
+    s3: dict[str, str], trained: Project, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    project = make_project(tmp_path, tiny_model)
+    content = yaml.safe_load(project.recipe.read_text())
+    triples = (tmp_path / "triples.jsonl").read_bytes()
+    content["shard"]["source"] = put("pairs/triples.jsonl.gz", gzip.compress(triples))
+    for file in tiny_model.iterdir():
+        put(f"models/tiny/{file.name}", file.read_bytes())
+    content["model"] = f"s3://{BUCKET}/models/tiny"
+    project.recipe.write_text(yaml.safe_dump(content))
+
+    before = project.plan()
+    assert {step.state for step in before.values()} == {"miss"}
+    assert not cache.exists()  # a plan fetches nothing
+    assert before["shard"].fingerprint == project.plan()["shard"].fingerprint
+    environment = s3 | {"XDG_CACHE_HOME": str(cache)}
+    project.cluster.write_text(yaml.safe_dump({"root": str(tmp_path / "runs"), "env_vars": environment}))
+    raydpo(project)  # with a cluster of its own, whose workers have the environment
+    steps, expected = project.plan(), trained.plan()
+    parts = [
+        [file for file in each["shard"].manifest.files if file.name.startswith("part")] for each in (steps, expected)
+    ]
+    assert [file.rows for file in parts[0]] == [file.rows for file in parts[1]]
+    assert steps["score"].manifest.files == expected["score"].manifest.files
+    tokenizers = [folder for folder in cache.glob("raydpo/objects/*/") if (folder / "tokenizer.json").exists()]
+    assert sorted((folder / "model.safetensors").exists() for folder in tokenizers) == [False, True]
+
+    put("pairs/triples.jsonl.gz", gzip.compress(triples * 2))
+    assert project.plan()["shard"].state == "miss"
+    with pytest.raises(RecipeError, match=r"triples\.jsonl\.gz has changed since this run was planned\. Run again"):
+        storage.entries(before["shard"].config.source)
+
+
+@pytest.mark.usefixtures("s3")
+def test_folders_and_patterns_in_object_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for i, name in enumerate(("data/train-00000-of-00002", "data/train-00001-of-00002", "data/test-00000-of-00001")):
+        put(f"set/{name}.jsonl", b"".join(b'{"prompt": "%d"}\n' % j for j in range(i * 3, i * 3 + 3)))
+    put("set/README.md", b"about it")
+
+    def read(source: str, split: str = "train") -> list[tuple[str, int, str]]:
+        (named,) = ShardConfig(
+            source=source_identity(source, Digests(None), "f")[0], tokenizer="t", split=split
+        ).all_sources
+        return [(name, row, json.loads(text)["prompt"]) for name, row, text in sample(named, 99)]
+
+    first = [("data/train-00000-of-00002.jsonl", i, str(i)) for i in range(3)]
+    second = [("data/train-00001-of-00002.jsonl", i, str(i + 3)) for i in range(3)]
+    assert read(f"s3://{BUCKET}/set") == read(f"s3://{BUCKET}/set/") == first + second
+    assert [text for *_, text in read(f"s3://{BUCKET}/set", "test")] == ["6", "7", "8"]
+    assert [text for *_, text in read(f"s3://{BUCKET}/set/data/*-00001-*.jsonl")] == ["3", "4", "5"]
+    one = f"s3://{BUCKET}/set/data/test-00000-of-00001.jsonl"
+    assert read(one)[0] == ("test-00000-of-00001.jsonl", 0, "6")
+    fetched = list(tmp_path.rglob("*.jsonl"))
+    assert read(one)[0] == ("test-00000-of-00001.jsonl", 0, "6")
+    assert list(tmp_path.rglob("*.jsonl")) == fetched  # once a node
+
+
+@pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"s3://{BUCKET}/none.jsonl", "there is nothing at s3://preferences/none.jsonl. Look at the names"),
+        ("s3://no-such-bucket/a.jsonl", "s3://no-such-bucket/a.jsonl"),
+        (
+            "gs://bucket/a.jsonl.zst",
+            "gs://bucket/a.jsonl.zst cannot be read: .*install gcsfs.* has to be installed, on all",
+        ),
+        ("nowhere://bucket/a.jsonl", "nowhere://bucket/a.jsonl cannot be read: .*"),
+    ],
+)
+def test_a_source_that_is_not_there_is_said_before_anything_runs(name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        source_identity(name, Digests(None), "shard.source")
 
 
 @pytest.mark.usefixtures("s3")

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from stages.logps.model import PairLogprobs
-from stages.model_files import split_revision
+from stages.model_files import tokenizer_at
 from stages.train.config import TrainConfig
 from stages.train.policy.lora import merge_adapters, save_adapter
 from stages.train.policy.weight_files import WeightFiles
@@ -78,5 +78,5 @@ def _save_rest(folder: Path, causal_lm: PreTrainedModel, config: TrainConfig) ->
     causal_lm.config.save_pretrained(folder)
     if causal_lm.can_generate():
         causal_lm.generation_config.save_pretrained(folder)
-    name, revision = split_revision(config.policy)
+    name, revision = tokenizer_at(config.policy)
     AutoTokenizer.from_pretrained(name, revision=revision).save_pretrained(folder)

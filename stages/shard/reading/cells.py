@@ -1,0 +1,47 @@
+"""CSV and TSV: cells are text, but for numbers and truths in columns that hold no text by the recipe."""
+
+import csv
+import io
+import re
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from stages.errors import RecipeError
+from stages.shard.reading.opening import opened, sound, told
+
+# As JSON writes them, and short enough to be one: "007" and a phone number of twenty digits are text.
+_NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,17})?([eE][+-]?\d{1,2})?")
+_TRUTHS = {"true": True, "false": False}
+
+
+def rows(path: str, delimiter: str, text_columns: Collection[str]) -> Iterator[dict[str, Any] | str]:
+    """A row each, by the names in the first line; text where its cells are not as many as these."""
+    csv.field_size_limit(2**31 - 1)
+    with told(path), opened(path) as stream:
+        file = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
+        lines = csv.reader(file, delimiter=delimiter, strict=True)
+        names = [sound(name) for name in next(lines, [])]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise RecipeError(f"{path} has two columns {twice!r} in its first line. Give each a name of its own")
+        for cells in lines:
+            if not cells:
+                continue
+            if len(cells) != len(names) or not all(map(_is_sound, cells)):
+                yield f"({len(cells)} cells, and {len(names)} columns) {' | '.join(map(sound, cells))}"
+            else:
+                yield {name: _value(cell, name in text_columns) for name, cell in zip(names, cells, strict=True)}
+
+
+def _is_sound(cell: str) -> bool:
+    return cell.isascii() or cell.encode(errors="replace").decode() == cell
+
+
+def _value(cell: str, is_text: bool) -> Any:
+    if is_text:
+        return cell
+    if not cell:
+        return None
+    if _NUMBER.fullmatch(cell):
+        return float(cell) if set(cell) & set(".eE") else int(cell)
+    return _TRUTHS.get(cell.lower(), cell)
