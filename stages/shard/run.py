@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -123,18 +123,15 @@ def _tokenize_row(raw: dict[str, Any], tokenizer: Any, config: ShardConfig, shap
         pairing=config.pairing,
         negative_margin=config.negative_margin,
         text=config.text,
+        unrolled=config.rows == "labelled",
     )
-    for each in found:
-        rows: Sequence[Triple | Labelled | Rejected] = [each]
-        if isinstance(each, Triple) and config.rows == "labelled" and each.chosen != each.rejected:
-            rows = each.unrolled()
-        for row in rows:
-            try:
-                if isinstance(row, Rejected):
-                    raise row
-                yield origin | _made(row, tokenizer, config)
-            except Rejected as error:
-                yield rejected | {"reason": error.reason, "detail": error.detail}
+    for row in found:
+        try:
+            if isinstance(row, Rejected):
+                raise row
+            yield origin | _made(row, tokenizer, config)
+        except Rejected as error:
+            yield rejected | {"reason": error.reason, "detail": error.detail}
 
 
 def _made(row: Triple | Labelled, tokenizer: Any, config: ShardConfig) -> dict[str, Any]:
