@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stages.errors import RecipeError
 from stages.shard.config import Columns, Shape
 from stages.shard.shapes.tell import tell
-from stages.shard.triple import Labelled, Malformed, Rejected, Triple, parse
+from stages.shard.triple import Labelled, Malformed, Rejected, Triple, outcomes, parse
 
 COLUMNS = Columns()
 QUESTION, GOOD, BAD = ({"role": role, "content": text} for role, text in zip("uaa", ("Hi?", "Yes", "No"), strict=True))
@@ -64,7 +64,12 @@ def test_a_weight_is_a_number_and_stays_when_unrolled() -> None:
     row, columns = {"prompt": "a", "chosen": "b", "rejected": "c", "w": 0.5}, Columns(weight="w")
     (triple,) = parse(row, "explicit", columns)
     assert triple == Triple("a", "b", "c", weight=0.5)
-    assert triple.unrolled() == [Labelled("a", "b", True, 0.5), Labelled("a", "c", False, 0.5)]
+    assert outcomes(row | {"rejected": "b"}, "explicit", columns, unrolled=True) == [Triple("a", "b", "b", weight=0.5)]
+    assert (
+        outcomes(row, "explicit", columns, unrolled=True)
+        == triple.unrolled()
+        == [Labelled("a", "b", True, 0.5), Labelled("a", "c", False, 0.5)]
+    )
     with pytest.raises(Malformed, match="column 'w' is -1, and no pair has a weight below 0"):
         parse(row | {"w": -1}, "explicit", columns)
 

@@ -1,6 +1,7 @@
 """One row as it was read -> the triples or labelled completions that it holds, by the shape of its set."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -41,9 +42,12 @@ def outcomes(
     text: Literal["auto", "plain", "chat"] = "auto",
     tools_column: str | None = "tools",
     kwargs_column: str | None = None,
+    unrolled: bool = False,
 ) -> list[Outcome]:
     """All that comes of a row (JSON text, or the row itself), never nothing and never an error: the triples or labelled
     completions, and a Rejected for each that it does not make. `shape` is that of the set, not "auto".
+
+    `unrolled`: two labelled completions instead of each triple whose sides differ.
     """
     try:
         row = _row_of(row)
@@ -60,11 +64,16 @@ def outcomes(
                 columns = columns.model_copy(update={"margin": None})  # it is the strength, whose sign has been read
         else:
             found = [triple_of(row, shape, columns, chat)]
-        return [_whole(each, row, columns, negative_margin, tools_column, kwargs_column) for each in found]
+        found = [_whole(each, row, columns, negative_margin, tools_column, kwargs_column) for each in found]
+        return [one for each in found for one in _unrolled(each)] if unrolled else found
     except Rejected as error:
         return [error]
     except RecursionError:
         return [Malformed("nested too deeply")]
+
+
+def _unrolled(each: Outcome) -> Sequence[Outcome]:
+    return each.unrolled() if isinstance(each, Triple) and each.chosen != each.rejected else [each]
 
 
 def _row_of(row: str | dict[str, Any]) -> dict[str, Any]:
