@@ -13,7 +13,7 @@ from stages.logps.model import PairLogprobs, load
 from stages.score.calibration import Differences, judge
 from stages.score.config import Acceptance
 from stages.shard.config import Columns, ShardConfig
-from stages.shard.tokenization import load_tokenizer, tokenize
+from stages.shard.tokenization import Tokenizer, load_tokenizer
 from stages.shard.triple import parse
 
 Pairs = list[tuple[list[int], list[int], list[int]]]
@@ -28,11 +28,10 @@ def token_logps(model: PairLogprobs, pairs: Pairs) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def pairs(smollm2: Path) -> Pairs:
-    tokenizer = load_tokenizer(str(smollm2))
-    config = ShardConfig(source="-", tokenizer="-", max_length=256)
+    tokenizer = Tokenizer(ShardConfig(source="-", tokenizer=str(smollm2), max_length=256))
     lines = TRIPLES.read_text().splitlines()[:24]
     triples = [triple for line in lines for triple in parse(line, "conversational", Columns())]
-    found = [tokenize(triple, tokenizer, config) for triple in triples]
+    found = [tokenizer.one(triple) for triple in triples]
     return [(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) for pair in found]
 
 

@@ -22,17 +22,16 @@ def hh_pairs(
 ) -> list[Any]:
     """Write the first `count` pairs of HH that fit, or those with the longest answers. Returns their triples."""
     from stages.shard.config import Columns, ShardConfig
-    from stages.shard.tokenization import Rejected, load_tokenizer, tokenize
-    from stages.shard.triple import Malformed, parse
+    from stages.shard.tokenization import Tokenizer
+    from stages.shard.triple import Malformed, Rejected, parse
 
-    tokenizer = load_tokenizer(str(model))
-    config = ShardConfig(source="-", tokenizer="-", max_length=max_length, truncation="drop")
+    tokenizer = Tokenizer(ShardConfig(source="-", tokenizer=str(model), max_length=max_length, truncation="drop"))
     found = []
     with gzip.open(HH, "rt", encoding="utf-8") as lines:
         for row, line in enumerate(lines):
             try:
                 (triple,) = parse(line, "hh", Columns())
-                found.append((row, triple, tokenize(triple, tokenizer, config)))
+                found.append((row, triple, tokenizer.one(triple)))
             except (Malformed, Rejected):
                 continue
     if longest_answers:

@@ -64,6 +64,9 @@ def _normal(message: Any, name: str, control: Control) -> Message:
     rest = {
         key: value for key, value in message.items() if value is not None and not (key == "tool_calls" and not value)
     }
+    calls = rest.get("tool_calls", [])
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise Rejected("malformed", f"tool_calls of {name} is no list of calls")
     for key in REASONING:
         if key in rest and not isinstance(rest[key], str):
             raise Rejected("malformed", f"{key} of {name} is a {type(rest[key]).__name__}, and not text")
