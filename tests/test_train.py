@@ -19,7 +19,7 @@ from stages.logps.model import load
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.job import Job
 from stages.train.objective.losses import losses_of
-from stages.train.objective.named.loss import Sigmoid
+from stages.train.objective.named.paired import Sigmoid
 from stages.train.objective.step_loss import logps_of
 from stages.train.pairs.batch import Batch
 from stages.train.pairs.order import Order
