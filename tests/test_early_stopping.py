@@ -16,6 +16,7 @@ from pipeline.view.tables import _key_figures
 from stages.errors import ContractError
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.job import Job
+from stages.train.policy.export import export_policy
 from stages.train.run import train
 from stages.train.trainer import Trainer
 from stages.train.worker import Worker
@@ -59,10 +60,10 @@ def test_it_stops_after_its_patience_and_exports_the_best(undisturbed: Job, tmp_
     trainer = Trainer(replace(undisturbed, out=tmp_path))
     for step in range(1, BEST + 1):
         trainer.step(step, STEPS)
-    exported = weights(undisturbed.out)
-    for name, weight in trainer.model.causal_lm.state_dict().items():
-        if name in exported:
-            torch.testing.assert_close(weight.full_tensor(), exported[name], atol=1e-6, rtol=0)
+    export_policy(tmp_path / "policy", trainer.model, undisturbed.config)
+    expected = weights(tmp_path)
+    for name, weight in weights(undisturbed.out).items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=0)
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -204,7 +204,7 @@ def test_odpo_leaves_out_what_has_no_logarithm(made: Made, tmp_path: Path) -> No
 def test_odpo_is_refused_where_no_pair_has_a_margin(inputs: tuple, tiny_model: Path, tmp_path: Path) -> None:
     pairs, logprobs = inputs
     config = TrainConfig(policy=str(tiny_model), loss=paired.Odpo())
-    message = r"odpo takes the logarithm of margins, and none of the \d+ pairs .* margin_scale_of: identity"
+    message = r"odpo takes the logarithm of margins, and none of the \d+ pairs .*margin_scale_of: identity"
     with pytest.raises(ContractError, match=message):
         train(config, pairs=pairs, logprobs=logprobs, out=tmp_path / "out", resources=TrainResources())
     assert not (tmp_path / "out").exists()
