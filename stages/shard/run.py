@@ -16,6 +16,8 @@ from stages.errors import ContractError, RecipeError, out_of_ray
 from stages.progress import Progress, Silent
 from stages.shard.config import Shape, ShardConfig, ShardResources
 from stages.shard.part import SCHEMAS, merge_rejects, write_empty_parts, write_part
+from stages.shard.report.contamination import evaluations
+from stages.shard.report.report import report_of
 from stages.shard.source import Slice, slices
 from stages.shard.tokenization import (
     Completion,
@@ -76,7 +78,7 @@ def shard(
     counts = {key: facts[key] for key in ("rows", "pairs", "train", "eval", "tokens", "cut_prompts", "cut_completions")}
     if config.rows == "labelled":
         counts |= {"labelled": True, "desirable": facts["desirable"]}
-    return counts | {"longest": longest, "dropped": dropped, "shape": shape}
+    return counts | {"longest": longest, "dropped": dropped, "shape": shape, "report": report_of(out)}
 
 
 def _shape(config: ShardConfig, work: list[Slice]) -> tuple[Shape, bool]:
@@ -131,6 +133,9 @@ def _tokenize_row(raw: dict[str, Any], tokenizer: Any, config: ShardConfig, shap
         parsed = parse(raw["row"], shape, config.columns)
     except Malformed as error:
         yield rejected | {"reason": "malformed", "detail": str(error)}
+        return
+    if config.decontaminate and (detail := evaluations(config).find(parsed)):
+        yield rejected | {"reason": "contaminated", "detail": detail}
         return
     rows: Sequence[Triple | Labelled] = [parsed]
     if isinstance(parsed, Triple) and config.rows == "labelled" and parsed.chosen != parsed.rejected:
