@@ -69,12 +69,15 @@ def print_pairs(pairs: list[dict[str, Any]], console: Console) -> None:
 def print_rejects(rejects: dict[str, Any], console: Console) -> None:
     """With the row as it was read, cut to what the terminal takes on two lines."""
     told = ", ".join(f"{number:,} {reason}" for reason, number in rejects["reasons"].items()) or "none"
-    console.print(Text(f"\nrows set aside: {told}", "bold"))
+    console.print(Text(f"\nrows set aside: {told}", "bold"), soft_wrap=True)
     for row in rejects["rows"]:
-        console.print(Text(f"\n{row['source']} row {row['source_row']}  {row['reason']}: {row['detail']}", "yellow"))
+        console.print(
+            Text(f"\n{row['source']} row {row['source_row']}  {row['reason']}: {row['detail']}", "yellow"),
+            soft_wrap=True,
+        )
         text = row["row"].replace("\n", _NEWLINE)
         most = 2 * console.width
-        console.print(Text(text if len(text) <= most else f"{text[: most - 2]}..", "dim"))
+        console.print(Text(text if len(text) <= most else f"{text[: most - 2]}..", "dim"), soft_wrap=True)
 
 
 def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
