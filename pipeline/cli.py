@@ -20,6 +20,7 @@ from pipeline.recipe.sections import Cluster, Recipe
 from pipeline.runner import run
 from pipeline.store import Store, damage
 from pipeline.view.tables import print_done, print_facts, print_line, print_plan
+from stages.artifacts import PreferencePairs
 from stages.errors import ContractError, MissingArtifact, RecipeError, is_disk_full
 from stages.shard.config import ShardConfig
 
@@ -125,9 +126,10 @@ def _show_pairs(step: Step, store: Store, pairs: int | None, rejects: bool, as_j
             raise MissingArtifact(
                 f"there are no pairs yet: shard is a {step.state}. Make them: raydpo run RECIPE --only shard"
             )
-        shown = view.read_pairs(step.folder, pairs, config.tokenizer) if pairs else None
-        folders = [step.folder, store.draft(step.stage.name, step.fingerprint)]
-        aside = view.read_rejects(folders, pairs or 5) if rejects else None
+        shown = view.read_pairs(PreferencePairs(step.folder), pairs, config.tokenizer) if pairs else None
+        # A stage that stopped for its rejects has left them where it was at work.
+        folder = step.folder if step.state == State.HIT else store.draft(step.stage.name, step.fingerprint)
+        aside = view.read_rejects(PreferencePairs(folder), pairs or 5) if rejects else None
     if as_json:
         print(view.as_json(shown, aside))
         return

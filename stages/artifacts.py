@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages import schema
+from stages import schema, storage
 from stages.errors import ContractError, MissingArtifact
 
 MANIFEST = "manifest.json"
@@ -90,6 +90,19 @@ class PreferencePairs:
 
     def read(self, part: str) -> pa.Table:
         return schema.read_part(self.folder / part, (schema.PAIRS, schema.LABELLED), _remedy("shard"))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One by one, part by part, as plain data; unchecked."""
+        return _rows([self.folder / part for part in self.parts])
+
+    def rejects(self) -> Iterator[dict[str, Any]]:
+        """Rows of schema.REJECTS. An artifact that is not finished may have them too."""
+        path = self.folder / "rejects.parquet"
+        if not path.exists():
+            raise MissingArtifact(
+                f"{self.folder} holds no rejects.parquet yet. Make it: raydpo run RECIPE --only shard"
+            )
+        return _rows([path])
 
     def splits(self, part: str) -> pa.ChunkedArray:
         return schema.read_columns(self.folder / part, ["split"], _remedy("shard"))["split"]
@@ -190,6 +203,13 @@ def check_covers(logprobs: pa.Table, pairs: pa.Table, where: str) -> None:
         for values in (tokens.flatten(), logprobs[f"ref_{side}_logps"].combine_chunks()):
             if not _all_finite(values):
                 raise ContractError(f"{where} has {side} log-probs that are not finite. {_remedy('score')}")
+
+
+def _rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        with storage.opened(path) as source, pq.ParquetFile(source) as file:
+            for batch in file.iter_batches(100):
+                yield from batch.to_pylist()
 
 
 def _all_finite(values: pa.Array) -> bool:

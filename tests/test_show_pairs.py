@@ -13,6 +13,7 @@ from rich.console import Console
 
 from pipeline.view.pairs import LEGEND, print_pairs, print_rejects, read_pairs, read_rejects
 from stages import schema
+from stages.artifacts import PreferencePairs
 from stages.errors import MissingArtifact
 from stages.shard.tokenization import load_tokenizer
 
@@ -24,9 +25,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def artifact(folder: Path, rows: list[dict[str, Any]], columns: pa.Schema) -> Path:
+def artifact(folder: Path, rows: list[dict[str, Any]], columns: pa.Schema) -> PreferencePairs:
     schema.write_part(pa.Table.from_pylist(rows, schema=columns), folder / "part-00000.parquet")
-    return folder
+    return PreferencePairs(folder)
 
 
 def printed(show: Any, *arguments: Any, width: int = 80) -> str:
@@ -88,18 +89,18 @@ def test_rejects_of_every_reason_cut_to_the_terminal(tmp_path: Path) -> None:
         for i, reason in enumerate(["empty"] * 5 + ["equal"] + ["malformed"] * 2)
     ]
     table = pa.Table.from_pylist(rows, schema=schema.REJECTS)
-    schema.write_part(table, tmp_path / "draft" / "rejects.parquet")
-    rejects = read_rejects([tmp_path / "none", tmp_path / "draft"], 2)
+    schema.write_part(table, tmp_path / "rejects.parquet")
+    rejects = read_rejects(PreferencePairs(tmp_path), 2)
     assert rejects["reasons"] == {"empty": 5, "malformed": 2, "equal": 1}
     assert [row["source_row"] for row in rejects["rows"]] == [0, 5, 6]
-    assert len(read_rejects([tmp_path / "draft"], 9)["rows"]) == 8
+    assert len(read_rejects(PreferencePairs(tmp_path), 9)["rows"]) == 8
     shown = printed(print_rejects, rejects, width=40)
     assert "rows set aside: 5 empty, 2 malformed, 1 equal" in shown
     assert "a row 5  equal: because 5" in shown
     assert "row 0⏎xxx" in shown
     assert max(map(len, shown.splitlines())) == 80
     with pytest.raises(MissingArtifact, match="holds no rejects"):
-        read_rejects([tmp_path / "none"], 2)
+        read_rejects(PreferencePairs(tmp_path / "none"), 2)
 
 
 def test_what_is_shown_is_json_too(tmp_path: Path, tokenizer: str) -> None:

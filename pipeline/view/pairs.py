@@ -2,17 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.text import Text
 
-from stages import schema, storage
-from stages.errors import MissingArtifact
+from stages import schema
+from stages.artifacts import PreferencePairs
 from stages.shard.tokenization import load_tokenizer
 
 LEGEND = "⟦trained⟧ ⟪special token⟫ ⏎ newline"
@@ -27,24 +25,18 @@ class Run(NamedTuple):
     special: bool
 
 
-def read_pairs(folder: Path, count: int, tokenizer_name: str) -> list[dict[str, Any]]:
+def read_pairs(pairs: PreferencePairs, count: int, tokenizer_name: str) -> list[dict[str, Any]]:
     """The first pairs of an artifact, decoded. They are in the order of their hash: a sample of the set."""
-    rows = list(islice(_rows(sorted(folder.glob("part-*.parquet"))), count))
+    rows = list(islice(pairs.rows(), count))
     tokenizer = load_tokenizer(tokenizer_name) if rows else None
     return [_decoded(row, tokenizer) for row in rows]
 
 
-def read_rejects(folders: Sequence[Path], count: int) -> dict[str, Any]:
-    """How many rows were set aside for which reason, and examples: the first of each reason, then others.
-
-    `folders`: of the artifact, and where it is made: a stage that stopped for its rejects has left them there.
-    """
-    path = next((each for folder in folders if (each := folder / "rejects.parquet").exists()), None)
-    if path is None:
-        raise MissingArtifact(f"{folders[0]} holds no rejects.parquet yet. Make it: raydpo run RECIPE --only shard")
+def read_rejects(pairs: PreferencePairs, count: int) -> dict[str, Any]:
+    """How many rows were set aside for which reason, and examples: the first of each reason, then others."""
     counts: Counter[str] = Counter()
     examples: dict[str, list[dict[str, Any]]] = {}
-    for row in _rows([path]):
+    for row in pairs.rejects():
         counts[row["reason"]] += 1
         found = examples.setdefault(row["reason"], [])
         if len(found) < count:
@@ -78,13 +70,6 @@ def print_rejects(rejects: dict[str, Any], console: Console) -> None:
         text = row["row"].replace("\n", _NEWLINE)
         most = 2 * console.width
         console.print(Text(text if len(text) <= most else f"{text[: most - 2]}..", "dim"), soft_wrap=True)
-
-
-def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    for path in paths:
-        with storage.opened(path) as source, pq.ParquetFile(source) as file:
-            for batch in file.iter_batches(100):
-                yield from batch.to_pylist()
 
 
 def _decoded(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
