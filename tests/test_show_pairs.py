@@ -2,15 +2,18 @@
 
 import io
 import json
+import re
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import make_tokenizer
+from conftest import Project, make_tokenizer
 from rich.console import Console
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.view.pairs import LEGEND, print_pairs, print_rejects, read_pairs, read_rejects
 from stages import schema
 from stages.artifacts import PreferencePairs
@@ -111,3 +114,26 @@ def test_what_is_shown_is_json_too(tmp_path: Path, tokenizer: str) -> None:
     pairs = read_pairs(artifact(tmp_path, [row], schema.PAIRS), 5, tokenizer)
     (told,) = json.loads(as_json(pairs, None))["pairs"]
     assert told["chosen"] == [{"text": load_tokenizer(tokenizer).decode([6]), "trained": True, "special": False}]
+
+
+def test_a_finished_run_is_shown(trained: Project) -> None:
+    def show(*arguments: str) -> str:
+        words = ["show", str(trained.recipe), "--cluster", str(trained.cluster), *arguments]
+        done = CliRunner().invoke(app, words, env={"COLUMNS": "200"}, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "⟪<|im_start|>⟫user⏎\nHow was the" in show("--pairs", "2")
+    told = json.loads(show("--pairs", "2", "--rejects", "--json"))
+    assert len(told["pairs"]) == 2
+    assert told["rejects"] == {"reasons": {}, "rows": []}
+
+    facts = show()
+    assert re.search(r"report\.lengths\.prompt +. min \d+ median \d+ p95 \d+ max \d+ cut 0", facts), facts
+    assert re.search(r"reference\.per_token +. chosen -", facts), facts
+    assert len(re.findall(r"per_token -[\d.]+ side (?:chosen|rejected) pair_id", facts)) == 10, facts
+    plain = json.loads(show("--json"))
+    shard = plain["shard"]["facts"]
+    counts = {"pairs": 40, "train": shard["train"], "held_out": shard["eval"]}
+    assert shard["report"]["sources"] == {"triples.jsonl": counts}
+    assert 0 < plain["score"]["facts"]["reference"]["accuracy"] < 1
