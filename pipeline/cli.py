@@ -12,15 +12,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from pipeline.look import look
 from pipeline.plan import State, Step, plan
 from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster, Recipe
 from pipeline.runner import run
 from pipeline.store import Store, damage
-from pipeline.view.tables import figure, print_done, print_plan
+from pipeline.view.tables import print_done, print_facts, print_line, print_plan
+from stages.artifacts import PreferencePairs
 from stages.errors import ContractError, MissingArtifact, RecipeError, is_disk_full
+from stages.shard.config import ShardConfig
 
 app = typer.Typer(
     help="Preference tuning on Ray: shard -> score -> train.", no_args_is_help=True, add_completion=False,
@@ -43,8 +45,8 @@ def plan_command(
     recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Say what each stage would do, and why, without doing it."""
-    *_, steps = _load(recipe, cluster, set_)
-    print_plan(steps, as_json)
+    _, where, _, steps = _load(recipe, cluster, set_)
+    _look(steps, where, as_json)
 
 
 @app.command("run")
@@ -62,8 +64,11 @@ def run_command(
     what, where, store, steps = _load(recipe, cluster, set_)
     selected = _selected(only, from_, until, [step.name for step in steps])
     if dry_run:
-        print_plan(steps, as_json=False)
+        _look(steps, where, as_json=False)
         return
+    with _errors(Console(stderr=True)):
+        for line in look([step for step in steps if step.name in selected], where):
+            print_line(line, Console())
     from pipeline.cluster import connected
     from pipeline.view.terminal import bar, quiet
     from pipeline.view.trackers import trackers
@@ -82,9 +87,19 @@ def run_command(
 
 
 @app.command()
-def show(recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Show the artifacts of a recipe: facts, identity, provenance."""
-    *_, steps = _load(recipe, cluster, set_)
+def show(
+    recipe: RecipeFile,
+    cluster: ClusterFile = LAPTOP,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    pairs: Annotated[int | None, typer.Option(metavar="N", min=1, help="decoded pairs instead, tokens marked")] = None,
+    rejects: Annotated[bool, typer.Option("--rejects", help="rows that made no pair instead, with the reason")] = False,
+) -> None:
+    """Show the artifacts of a recipe: facts, identity, provenance; or pairs as the model sees them."""
+    _, _, store, steps = _load(recipe, cluster, set_)
+    if pairs or rejects:
+        _show_pairs(steps[0], store, pairs, rejects, as_json)
+        return
     found = [step for step in steps if step.state == State.HIT]
     if as_json:
         listing = {
@@ -95,13 +110,32 @@ def show(recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = No
         print(json.dumps(listing, indent=1))
         return
     for step in found:
-        table = Table("fact", "value", title=f"{step.name}  {step.folder}", title_justify="left")
-        for key, value in (step.manifest.facts | step.manifest.provenance).items():
-            table.add_row(key, figure(value))
-        Console().print(table)
+        print_facts(step, Console())
     for step in steps:
         if step.state != State.HIT:
             print(f"{step.name}: {step.state}: {step.why}")
+
+
+def _show_pairs(step: Step, store: Store, pairs: int | None, rejects: bool, as_json: bool) -> None:
+    from pipeline.view import pairs as view  # it decodes, with transformers
+
+    console, config = Console(), step.config
+    assert isinstance(config, ShardConfig)
+    with _errors(Console(stderr=True)):
+        if pairs and step.state != State.HIT:
+            raise MissingArtifact(
+                f"there are no pairs yet: shard is a {step.state}. Make them: raydpo run RECIPE --only shard"
+            )
+        shown = view.read_pairs(PreferencePairs(step.folder), pairs, config.tokenizer) if pairs else None
+        # A stage that stopped for its rejects has left them where it was at work.
+        folder = step.folder if step.state == State.HIT else store.draft(step.stage.name, step.fingerprint)
+        aside = view.read_rejects(PreferencePairs(folder), pairs or 5) if rejects else None
+    if as_json:
+        print(view.as_json(shown, aside))
+        return
+    view.print_pairs(shown or [], console)
+    if aside:
+        view.print_rejects(aside, console)
 
 
 @app.command()
@@ -162,6 +196,16 @@ def _load(recipe: Path, cluster: Path, overrides: list[str] | None) -> tuple[Rec
         what, where = load(recipe, cluster, overrides or [])
         store = Store.open(where.root, where.work)
         return what, where, store, plan(what, store)
+
+
+def _look(steps: list[Step], where: Cluster, as_json: bool) -> None:
+    """The plan, and then what a run would stop at."""
+    with _errors(Console(stderr=True)):
+        lines: list[str] = []
+        try:
+            lines = look(steps, where)
+        finally:
+            print_plan(steps, lines, as_json)
 
 
 def _selected(only: str | None, from_: str | None, until: str | None, names: list[str]) -> list[str]:

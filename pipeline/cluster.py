@@ -1,5 +1,6 @@
 """The only place that knows how Ray is reached: connect, runtime environment, job submission."""
 
+import math
 import os
 import shlex
 import socket
@@ -43,14 +44,17 @@ def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
     context.raise_original_map_exception = True  # so that a worker's error reaches the user as itself
     try:
         if cluster.address is None:
-            _check_fits(cluster, ray.cluster_resources())
+            check_fits(cluster, {"CPU": 0, "GPU": 0} | ray.cluster_resources())
         yield
     finally:
         ray.shutdown()
 
 
-def _check_fits(cluster: Cluster, have: dict[str, float]) -> None:
-    """On a machine that cannot grow, a stage that wants more than there is would wait for ever."""
+def check_fits(cluster: Cluster, have: dict[str, float]) -> None:
+    """On a machine that cannot grow, a stage that wants more than there is would wait for ever.
+
+    Raises RecipeError. What `have` does not name is not checked.
+    """
     workers = cluster.train.workers
     least = workers.min if isinstance(workers, Elastic) else workers
     for field, count, resources in (
@@ -58,10 +62,10 @@ def _check_fits(cluster: Cluster, have: dict[str, float]) -> None:
         ("train.workers", least, (cluster.train.cpus_per_worker, cluster.train.gpus_per_worker)),
     ):
         for kind, each in zip(("CPU", "GPU"), resources, strict=True):
-            if count * each > have.get(kind, 0):
+            if count * each > have.get(kind, math.inf):
                 raise RecipeError(
                     f"cluster.{field} is {count}, each with {each} {kind}s, and this machine has "
-                    f"{have.get(kind, 0):g}. Lower it: --set cluster.{field}=1"
+                    f"{have[kind]:g}. Lower it: --set cluster.{field}=1"
                 )
 
 

@@ -88,7 +88,7 @@ def _identity(
 
 def _resolve(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[str, Any]]:
     """The config to run with (real paths, fixed revisions) and the one to hash (identities in their place)."""
-    names: dict[str, tuple[str, str]] = {
+    names: dict[str, tuple[Any, Any]] = {
         field: model_identity(getattr(config, field), digests, f"{stage.name}.{field}") for field in stage.models
     }
     sources: dict[str, list[tuple[str, str]]] = {}
@@ -101,6 +101,8 @@ def _resolve(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[
                 for i, each in enumerate(getattr(config, key))
             ]
         names["tokenizer"] = model_identity(config.tokenizer, digests, "shard.tokenizer", tokenizer_only=True)
+        files = [source_identity(name, digests, "shard.decontaminate") for name in config.decontaminate]
+        names["decontaminate"] = tuple(name for name, _ in files), [identity for _, identity in files]
     resolved = config.model_copy(update={field: name for field, (name, _) in names.items()})
     hashed = config.model_dump(mode="json", exclude=set(stage.acceptance))
     identity = hashed | {field: identity for field, (_, identity) in names.items()}

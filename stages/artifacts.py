@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages import schema, spans
+from stages import schema, spans, storage
 from stages.digests import Noted
 from stages.errors import ContractError, MissingArtifact
 
@@ -95,6 +95,19 @@ class PreferencePairs:
     def columns(self, part: str, names: list[str]) -> pa.Table:
         """Some columns of a part, which are not checked."""
         return schema.read_columns(self.folder / part, names, _remedy("shard"))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One by one, part by part, as plain data; unchecked."""
+        return _rows([self.folder / part for part in self.parts])
+
+    def rejects(self) -> Iterator[dict[str, Any]]:
+        """Rows of schema.REJECTS. An artifact that is not finished may have them too."""
+        path = self.folder / "rejects.parquet"
+        if not path.exists():
+            raise MissingArtifact(
+                f"{self.folder} holds no rejects.parquet yet. Make it: raydpo run RECIPE --only shard"
+            )
+        return _rows([path])
 
     def pair_ids(self, part: str) -> pa.ChunkedArray:
         return schema.read_columns(self.folder / part, ["pair_id"], _remedy("shard"))["pair_id"]
@@ -191,6 +204,13 @@ def check_covers(logprobs: pa.Table, pairs: pa.Table, where: str) -> None:
         for values in (tokens.flatten(), logprobs[f"ref_{side}_logps"].combine_chunks()):
             if not _all_finite(values):
                 raise ContractError(f"{where} has {side} log-probs that are not finite. {_remedy('score')}")
+
+
+def _rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        with storage.opened(path) as source, pq.ParquetFile(source) as file:
+            for batch in file.iter_batches(100):
+                yield from batch.to_pylist()
 
 
 def _all_finite(values: pa.Array) -> bool:

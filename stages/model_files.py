@@ -71,6 +71,28 @@ def check_fits(name: str, longest: int, largest_id: int = 0) -> None:
         )
 
 
+def has_chat_template(name: str) -> bool | None:
+    """Whether the tokenizer brings one; None where it is not on this machine."""
+    if (config := at_hand(name, "tokenizer_config.json")) is None:
+        return None
+    files = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+    return bool(json.loads(config.read_text()).get("chat_template")) or any(
+        (config.parent / file).exists() or at_hand(name, file) for file in files
+    )
+
+
+def at_hand(name: str, file: str) -> Path | None:
+    """A file of a model's folder, or of a hub name in the cache of this machine; nothing is fetched."""
+    folder, revision = split_revision(name)
+    if Path(folder).is_dir():
+        path = Path(folder) / file
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache  # slow to import, and only hub names need it
+
+    found = try_to_load_from_cache(folder, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
 def _text_config(name: str) -> dict[str, Any]:
     config = _read_config(name)
     return config.get("text_config", config)

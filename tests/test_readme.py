@@ -132,8 +132,9 @@ def check_raydpo(words: list[str], checkout: Path) -> None:
         "run": (0, "train"),
         "show": (0, "{}" if "--json" in arguments else "train: miss: never made"),
         "verify": (1, "train: miss: never made"),
+        "show pairs": (2, "there are no pairs yet: shard is a miss"),
         "submit": (2, f"no Ray dashboard answers at {NOBODY}"),
-    }[command]
+    }["show pairs" if "--pairs" in arguments else command]
     dry = ["--dry-run"] if command == "run" else []
     done = run([sys.executable, "-m", "pipeline", command, *arguments, *dry], checkout)
     told = done.stdout + done.stderr

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,14 +85,31 @@ def test_parts_and_rejects(config: ShardConfig, tmp_path: Path) -> None:
 def test_the_files_do_not_depend_on_the_work_s_division_or_on_what_was_there(
     config: ShardConfig, tmp_path: Path
 ) -> None:
+    reports = []
     for name, rows_per_task in (("whole", 1000), ("small", 4)):
-        shard(config, out=tmp_path / name, resources=ShardResources(rows_per_task=rows_per_task))
+        facts = shard(config, out=tmp_path / name, resources=ShardResources(rows_per_task=rows_per_task))
+        reports.append(facts["report"])
+    assert reports[0] == reports[1]
+    assert reports[0]["sources"] == {"triples.jsonl": {"pairs": 30, "train": ANY, "held_out": ANY, "set_aside": 4}}
+    assert (reports[0]["alike"]["duplicates"], reports[0]["alike"]["prompts"]) == (1, 15)
     files = sorted(path.name for path in (tmp_path / "whole").glob("*.parquet"))
     assert len(files) == 4
     (tmp_path / "small" / "part-00001.parquet").unlink()  # as after a kill
     shard(config, out=tmp_path / "small", resources=ShardResources())
     for name in files:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "small" / name).read_bytes(), name
+
+
+def test_rows_that_hold_an_examination_are_set_aside(config: ShardConfig, tmp_path: Path) -> None:
+    exam = write(tmp_path / "exam.jsonl", [json.dumps({"question": "and which five words are these?"})])
+    held = {"prompt": "And which FIVE words are these", "chosen": " good", "rejected": " bad"}
+    source = write(tmp_path / "with_exam.jsonl", [*map(json.dumps, GOOD), json.dumps(held)])
+    wanted = config.model_copy(update={"source": source, "decontaminate": (exam,)})
+    facts = shard(wanted, out=tmp_path / "out", resources=ShardResources())
+    assert (facts["pairs"], facts["dropped"]) == (30, {"contaminated": 1})
+    (reject,) = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    assert (reject["source_row"], reject["reason"]) == (30, "contaminated")
+    assert reject["detail"] == "1 n-grams of it stand in exam.jsonl: 'and which five words are these'"
 
 
 def test_triples_are_unrolled_into_labelled_completions(config: ShardConfig, tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from pipeline.runner import Done
 from stages.artifacts import PolicyCheckpoint
 
 
-def print_plan(steps: list[Step], as_json: bool) -> None:
+def print_plan(steps: list[Step], looked: list[str], as_json: bool) -> None:
+    """`looked`: what was seen of the first rows."""
     if as_json:
         rows = [
             {"stage": s.name, "state": s.state, "why": s.why, "path": str(s.folder), "fingerprint": s.fingerprint}
+            | ({"looked": looked} if looked and s.stage.name == "shard" else {})
             for s in steps
         ]
         print(json.dumps(rows, indent=1))
@@ -28,6 +30,34 @@ def print_plan(steps: list[Step], as_json: bool) -> None:
     Console().print(table)
     for said in advice(steps):
         Console().print(f"[yellow]Warning:[/] {escape(said)}", soft_wrap=True, highlight=False)
+    for line in looked:
+        print_line(line, Console())
+
+
+def print_line(line: str, console: Console) -> None:
+    """A warning in its colour."""
+    kind, colon, rest = line.partition(": ")
+    told = f"[yellow]{kind}:[/] {escape(rest)}" if colon and kind == "Warning" else escape(line)
+    console.print(told, soft_wrap=True, highlight=False)
+
+
+def print_facts(step: Step, console: Console) -> None:
+    """A row each; what is nested deeper than two levels in one row of its own a group."""
+    table = Table("fact", "value", title=f"{step.name}  {step.folder}", title_justify="left")
+    for key, value in rows_of(step.manifest.facts | step.manifest.provenance):
+        table.add_row(escape(key), escape(value))
+    console.print(table)
+
+
+def rows_of(facts: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """(name, figures): groups of groups by dotted names, a list of groups a line each."""
+    for key, value in facts.items():
+        if isinstance(value, dict) and any(isinstance(each, dict) for each in value.values()):
+            yield from rows_of(value, f"{above}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(each, dict | str) for each in value):
+            yield f"{above}{key}", "\n".join(map(figure, value))
+        else:
+            yield f"{above}{key}", figure(value)
 
 
 def print_done(done: list[Done], console: Console) -> None:
@@ -44,14 +74,15 @@ def print_done(done: list[Done], console: Console) -> None:
     for row in done:
         console.print(f"{row.step.name}: {_near(row.step.folder)}", soft_wrap=True, highlight=False)
     for row in done:
-        if warning := row.step.manifest.facts.get("calibration", {}).get("warning"):
-            console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
+        facts = row.step.manifest.facts
+        for warning in filter(None, (*facts.get("notices", ()), facts.get("calibration", {}).get("warning"))):
+            print_line(f"Warning: {warning}", console)
     if done[-1].step.stage.output is PolicyCheckpoint:
         console.print(f"The policy: {PolicyCheckpoint(done[-1].step.folder).policy}", soft_wrap=True)
 
 
 def _key_figures(facts: dict[str, Any]) -> Iterator[str]:
-    known = facts | facts.get("before and after", {})
+    known = facts | facts.get("before and after", {}) | _of_report(facts.get("report", {})) | _of_reference(facts)
     if calibration := facts.get("calibration"):
         known |= {"off trainer": calibration["per token"]["sd"], "margin noise": calibration["margin"]["sd"]}
     for key, label in _KEY_FIGURES.items():
@@ -73,9 +104,14 @@ _KEY_FIGURES = {
     "dropped": "dropped",
     "cut_prompts": "cut prompts",
     "cut_completions": "cut completions",
+    "against": "against each other",
+    "near_duplicates": "held out near trained",
+    "longer_chosen": "longer chosen",
     "paths": "by",
     "taken_over": "taken over",
     "unscored": "unscored",
+    "ref_accuracy": "ref accuracy",
+    "ref_margin": "ref margin",
     "off trainer": "off trainer",  # standard deviation, nats a token
     "margin noise": "margin noise",
     "without_margin": "without margin",
@@ -87,6 +123,20 @@ _KEY_FIGURES = {
     "best": "best:",
     "stopped early": "stopped early",
 }
+
+
+def _of_report(report: dict[str, Any]) -> dict[str, Any]:
+    alike = report.get("alike", {})
+    return {
+        "against": alike.get("contradicting"),
+        "near_duplicates": alike.get("near_duplicates"),
+        "longer_chosen": report.get("length_bias", {}).get("longer_chosen"),
+    }
+
+
+def _of_reference(facts: dict[str, Any]) -> dict[str, Any]:
+    reference = facts.get("reference", {})
+    return {"ref_accuracy": reference.get("accuracy"), "ref_margin": reference.get("margin")}
 
 
 def _near(path: Path) -> str:

@@ -24,6 +24,7 @@ from stages.errors import ContractError, RecipeError, is_disk_full
 from stages.score.attempts import Attempts
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.score.known import KnownLogprobs
+from stages.score.reference import merged, reference_of
 from stages.score.vllm_scorer import VllmScorer
 
 if TYPE_CHECKING:
@@ -96,12 +97,14 @@ class PartScorer:
             "tokens": count_tokens(new),
             "unscored": len(scored) - scored["error"].null_count,
             "path": self.scorer.path if len(new) else "taken over",
+            "reference": reference_of(pairs, scored),
             "seconds": seconds,  # of the engine
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,  # of the process so far
         }
         reports = reports_of(self.job.out)
         reports.mkdir(exist_ok=True)
         (reports / f"{part}.json").write_text(json.dumps(report))
+        del report["reference"]  # for the facts, not for the driver's progress
         schema.write_part(scored, self.job.out / part)
         digests.note(self.job.out / part, self.job.out)
         attempts.forget()
@@ -185,4 +188,5 @@ def facts_of(out: Path) -> dict[str, Any]:
         "taken_over": sum(report["pairs"] - report["scored"] for report in reports),
         "paths": sorted({report["path"] for report in reports}),
         "actors": actors,
+        "reference": merged([report["reference"] for report in reports]),
     }

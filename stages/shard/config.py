@@ -105,6 +105,7 @@ class ShardConfig(Selection):
     truncation: Literal["keep_end", "keep_start", "drop"] = "keep_end"  # which end of a long prompt stays
     max_dropped_fraction: Fraction = 0.1  # the stage fails when more rows than this are dropped
     eval_fraction: Fraction = 0.1  # of the prompts, held out
+    decontaminate: tuple[str, ...] = ()  # evaluation files: rows that hold 13 words of them are set aside
     num_parts: Literal["auto"] | Count = "auto"  # the unit of work and retry in `score`; auto: of about 1000 rows each
 
     @model_validator(mode="before")

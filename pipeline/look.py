@@ -1,0 +1,44 @@
+"""What a run would say after its start, said before it: of the first rows, and of this machine."""
+
+import os
+from pathlib import Path
+
+from pipeline.cluster import check_fits
+from pipeline.plan import State, Step
+from pipeline.recipe.sections import Cluster
+from stages.shard.config import ShardConfig
+from stages.shard.look import look as look_at_rows
+
+_UNCOUNTED = ("/dev/kfd", "/dev/dxg", "/dev/accel0", "/dev/xpu")  # accelerators that are not counted here
+
+
+def look(steps: list[Step], cluster: Cluster) -> list[str]:
+    """Lines for people, of which those that begin with "Warning: " are warnings. Nothing is read where all is made.
+
+    Raises RecipeError for what would stop the run.
+    """
+    missing = [step for step in steps if step.state in (State.MISS, State.PARTIAL)]
+    if missing and cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        check_fits(cluster, machine())
+    lines = []
+    for step in missing:
+        if step.stage.name == "shard" and step.state == State.MISS:
+            assert isinstance(step.config, ShardConfig)
+            seen = look_at_rows(step.config)
+            lines += [seen.told, *(f"Warning: {notice}" for notice in seen.notices)]
+    return lines
+
+
+def machine() -> dict[str, float]:
+    """The most that Ray will find here; a kind that cannot be told without its driver is left out."""
+    found: dict[str, float] = {"CPU": os.cpu_count() or 1}
+    if not any(Path(device).exists() for device in _UNCOUNTED):
+        found["GPU"] = _nvidia_gpus()
+    return found
+
+
+def _nvidia_gpus() -> int:
+    listed = Path("/proc/driver/nvidia/gpus")
+    number = len(list(listed.iterdir())) if listed.is_dir() else len(list(Path("/dev").glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return number if visible is None else min(number, len([each for each in visible.split(",") if each.strip()]))

@@ -1,0 +1,141 @@
+"""What `plan` says of the first rows and of this machine, in a process of its own, as people start it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from conftest import ROOT, Project, make_project, make_tokenizer
+
+from pipeline.look import look, machine
+from pipeline.recipe.sections import Cluster
+from stages.errors import RecipeError
+from stages.shard.config import ShardConfig
+from stages.shard.look import look as look_at_rows
+from stages.train.config import TrainResources
+
+MESSAGES = {side: [{"role": role, "content": side}] for side, role in (("prompt", "user"), ("chosen", "assistant"))}
+MESSAGES["rejected"] = [{"role": "assistant", "content": "no"}]
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(folder)
+    return str(folder)
+
+
+def raydpo(project: Project, command: str, *arguments: str) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "pipeline", command, project.recipe, "--cluster", project.cluster, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment, cwd=ROOT)
+
+
+def test_plan_tells_of_the_first_rows_and_run_stops_before_ray(tmp_path: Path, tiny_model: Path) -> None:
+    project = make_project(tmp_path, tiny_model)
+    done = raydpo(project, "plan")
+    assert done.returncode == 0, done.stderr
+    assert "the first 20 rows of triples.jsonl have the shape conversational; the longest has about" in done.stdout
+    (shard, *_) = json.loads(raydpo(project, "plan", "--json").stdout)
+    assert shard["looked"][0] in done.stdout.replace("\n", " ")
+
+    write(tmp_path / "triples.jsonl", {"prompt": "p", "better": "a", "rejected": "b"})
+    for command in ("plan", "run"):
+        done = raydpo(project, command)
+        assert done.returncode == 2
+        assert "has no column 'chosen'; it has 'prompt', 'better', 'rejected'" in done.stderr
+    assert not (tmp_path / "runs" / "logs").exists()  # nothing was started
+    assert raydpo(project, "show").returncode == 0  # which looks at nothing
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "message"),
+    [
+        (["{"], {}, "the first row of .* is not JSON"),
+        ([""], {}, "has no rows"),
+        (["[1]"], {}, "is a list, not a JSON object"),
+        ([{"prompt": "a", "chosen": "b"}], {}, r"has no column 'rejected'; it has 'prompt', 'chosen'"),
+        (
+            [{"prompt": "a", "chosen": "b", "rejected": ""}] * 3,
+            {},
+            "none of the first 3 rows .* row 0: a completion is",
+        ),
+        ([{"prompt": "a", "chosen": "b", "rejected": "b"}], {}, "none of the first 1 rows .* the same text"),
+        ([{"prompt": "a", "chosen": 1, "rejected": "b"}], {}, "none of the first 1 rows .* column 'chosen' is a int"),
+        (
+            [{"prompt": "weather " * 30, "chosen": "b", "rejected": "c"}],
+            {"max_length": 16, "truncation": "drop"},
+            r"none of the first 1 rows .* it has \d+ tokens or more, and shard\.max_length is 16",
+        ),
+        ([{"prompt": "a", "completion": "b", "label": True}], {}, r"Set shard\.rows: labelled"),
+    ],
+)
+def test_what_would_stop_the_run(
+    rows: list[Any], fields: dict[str, Any], message: str, tmp_path: Path, tokenizer: str
+) -> None:
+    config = ShardConfig(source=write(tmp_path / "t.jsonl", *rows), tokenizer=tokenizer, **fields)
+    with pytest.raises(RecipeError, match=message):
+        look_at_rows(config)
+
+
+def test_messages_need_a_template(tmp_path: Path, tokenizer: str) -> None:
+    source = write(tmp_path / "t.jsonl", MESSAGES)
+    assert "have the shape conversational" in look_at_rows(ShardConfig(source=source, tokenizer=tokenizer)).told
+    make_tokenizer(tmp_path / "plain", chat_template=None)
+    with pytest.raises(RecipeError, match=r"holds lists of messages, and the tokenizer of .* has no chat template"):
+        look_at_rows(ShardConfig(source=source, tokenizer=str(tmp_path / "plain")))
+
+
+def test_some_bad_rows_are_a_warning(tmp_path: Path, tokenizer: str) -> None:
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    source = write(tmp_path / "t.jsonl", good, "{", good, good | {"chosen": ""})
+    seen = look_at_rows(ShardConfig(source=source, tokenizer=tokenizer))
+    assert seen.told.startswith("the first 4 rows of t.jsonl have the shape explicit; the longest has about ")
+    (notice,) = seen.notices
+    assert notice.startswith("2 of the first 4 rows make no pair: row 1: not JSON")
+
+
+def test_a_set_that_datasets_saved_is_read_without_it(tmp_path: Path, tokenizer: str) -> None:
+    rows = datasets.Dataset.from_list([MESSAGES] * 30)
+    datasets.DatasetDict(train=rows).save_to_disk(tmp_path / "saved")
+    seen = look_at_rows(ShardConfig(source=str(tmp_path / "saved"), tokenizer=tokenizer))
+    assert "the first 20 rows of saved have the shape conversational" in seen.told
+
+
+def test_what_is_not_here_is_not_looked_at(tmp_path: Path) -> None:
+    assert "no row was looked at" in look_at_rows(ShardConfig(source="org/set@main", tokenizer="org/model")).told
+    source = write(tmp_path / "t.jsonl", MESSAGES)
+    seen = look_at_rows(ShardConfig(source=source, tokenizer="org/model"))
+    assert seen.notices == ("the tokenizer of org/model is not on this machine yet: it was not looked at",)
+
+
+def test_more_workers_than_this_machine_has(tmp_path: Path, tiny_model: Path) -> None:
+    steps = list(make_project(tmp_path, tiny_model).plan().values())
+    with pytest.raises(RecipeError, match=r"cluster\.train\.workers is 1000, each with 1 CPUs, and this machine has"):
+        look(steps, Cluster(train=TrainResources(workers=1000)))
+    if machine().get("GPU") == 0:
+        with pytest.raises(RecipeError, match=r"each with 1 GPUs, and this machine has 0"):
+            look(steps, Cluster(train=TrainResources(gpus_per_worker=1)))
+    assert look(steps, Cluster(train=TrainResources(workers=1000), address="auto"))  # it may well have them
+
+
+def test_looking_is_light(tmp_path: Path, tiny_model: Path) -> None:
+    project = make_project(tmp_path, tiny_model)
+    code = (
+        "import sys; from pipeline.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit: print(*{'torch', 'ray', 'vllm', 'transformers', 'datasets'} & set(sys.modules), sep=',')"
+    )
+    words = [sys.executable, "-c", code, "plan", str(project.recipe), "--cluster", str(project.cluster)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert "the first 20 rows" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == ""
