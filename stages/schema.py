@@ -54,7 +54,8 @@ LABELLED_SIDES = ("completion", "mismatched")
 
 def sides(columns: Iterable[str]) -> tuple[str, str]:
     """Names of the two completions of a pair, in order, from the columns of its table or row."""
-    return LABELLED_SIDES if any("completion" in name for name in columns) else PAIR_SIDES
+    labelled = any(name.removeprefix("ref_").startswith("completion_") for name in columns)
+    return LABELLED_SIDES if labelled else PAIR_SIDES
 
 
 def _logprobs(first: str, second: str) -> pa.Schema:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from stages.errors import RecipeError
 from stages.shard.config import ShardConfig
-from stages.shard.survey import survey
+from stages.shard.reading.survey import survey
 
 ROWS = [
     {

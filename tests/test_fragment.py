@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.shard.batch import Raw, batches
-from stages.shard.fragment import Fragments, num_cells, parts_of, write_fragment
+from stages.shard.parts.fragment import Fragments, num_cells, parts_of, write_fragment
 
 SCHEMA = pa.schema([("part", pa.int64()), ("name", pa.string()), ("text", pa.large_string())])
 

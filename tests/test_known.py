@@ -9,7 +9,7 @@ from conftest import Project, make_project
 
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.score.known import _same_pairs
-from stages.shard.part import part_name
+from stages.shard.parts.part import part_name
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from stages.errors import RecipeError
 from stages.shard.config import Columns, ShardConfig
+from stages.shard.reading.source import Slice
+from stages.shard.reading.survey import Work, survey
 from stages.shard.reading.where import compiled
-from stages.shard.source import Slice
-from stages.shard.survey import Work, survey
 
 ROW = {"n": 3, "x": 1.5, "text": "abc", "none": None, "flag": True, "inner": {"k": 2}, "two words": 7, "items": [1, 2]}
 

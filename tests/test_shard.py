@@ -16,7 +16,7 @@ from stages import schema
 from stages.artifacts import PreferencePairs
 from stages.errors import ContractError, RecipeError
 from stages.shard.config import ShardConfig, ShardResources
-from stages.shard.mismatched import next_other, with_mismatched
+from stages.shard.parts.mismatched import next_other, with_mismatched
 from stages.shard.run import shard
 from stages.shard.tokenization import Completion, hash_of, load_tokenizer
 

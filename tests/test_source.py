@@ -16,8 +16,8 @@ import pytest
 from stages.errors import RecipeError
 from stages.shard.config import ShardConfig
 from stages.shard.reading.files import split_of_name
+from stages.shard.reading.survey import sample, slices, survey
 from stages.shard.reading.values import without_nulls
-from stages.shard.survey import sample, slices, survey
 
 ROWS = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(7)]
 ALL = [f"p{i}" for i in range(7)]

@@ -12,10 +12,12 @@ from typing import Any
 
 from stages.errors import RecipeError
 from stages.model_files import at_hand, has_chat_template
-from stages.shard.config import Shape, ShardConfig
+from stages.shard.config import Shape, ShardConfig, Source
+from stages.shard.reading.survey import sample
 from stages.shard.report.contamination import texts_of
-from stages.shard.source import slices
-from stages.shard.triple import Labelled, Malformed, Triple, detect_shape, parse
+from stages.shard.shapes.tell import tell
+from stages.shard.triple import Labelled, Rejected, Triple, parse
+from stages.storage import unmarked
 
 ROWS = 20
 Count = Callable[[str], int]
@@ -30,52 +32,65 @@ class Look:
 
 
 def look(config: ShardConfig) -> Look:
-    """Read, parse and measure the first rows. Raises RecipeError where `shard` would fail on all of them."""
-    if not Path(config.source).exists() and not any(character in config.source for character in "*?["):
-        return Look(f"{config.source} is not on this machine: no row was looked at")
-    sample = _sample(config)
-    shape, of_messages = _shape(config, sample)
-    count, notices = _tokens(config, of_messages)
+    """Read, parse and measure the first rows of all sources. Raises RecipeError where `shard` would fail on one."""
+    seen = [_look_at(source, config) for source in config.all_sources]
+    return Look(
+        "\n".join(each.told for each in seen), tuple(dict.fromkeys(note for each in seen for note in each.notices))
+    )
+
+
+def _look_at(source: Source, config: ShardConfig) -> Look:
+    name = unmarked(source.source)[0]
+    if not Path(name).exists() and not any(character in name for character in "*?["):
+        return Look(f"{name} is not on this machine: no row was looked at")
+    rows = _sample(source)
+    told = tell([text for _, text in rows], source.columns, source.source, source.shape, source.text)
+    if told.shape == "labelled" and config.rows == "pairs":
+        raise RecipeError(
+            f"{source.source} holds labelled completions, of which no pairs can be made. Set shard.rows: labelled, and "
+            "train.loss to one that takes them, as kto does"
+        )
+    count, notices = _tokens(config, source, told.of_messages)
     lengths, problems = [], []
-    for number, text in sample:
+    for number, text in rows:
         try:
-            lengths.append(max(_length(each, config, count) for each in _parsed(text, shape, config)))
-        except _SetAside as error:
-            problems.append(f"row {number}: {error}")
+            lengths.append(max(_length(each, config, count) for each in _parsed(text, told.shape, source, config)))
+        except Rejected as error:
+            problems.append(f"row {number}: {error.detail}")
     if not lengths:
-        raise RecipeError(f"none of the first {len(sample)} rows of {config.source} makes a pair: {problems[0]}")
-    told = f"the first {len(sample)} rows of {Path(config.source).name} have the shape {shape}"
+        raise RecipeError(f"none of the first {len(rows)} rows of {source.source} makes a pair: {problems[0]}")
+    said = f"the first {len(rows)} rows of {Path(name).name} have the shape {told.shape}"
     if count:
-        told += f"; the longest has about {max(lengths)} tokens, and shard.max_length is {config.max_length}"
+        said += f"; the longest has about {max(lengths)} tokens, and shard.max_length is {config.max_length}"
     if problems:
-        notices.append(f"{len(problems)} of the first {len(sample)} rows make no pair: {problems[0]}")
-    return Look(told, tuple(notices))
+        notices.append(
+            f"{len(problems)} of the first {len(rows)} rows of {Path(name).name} make no pair: {problems[0]}"
+        )
+    return Look(said, (*told.notices, *notices))
 
 
-class _SetAside(ValueError):
-    pass
-
-
-def _parsed(text: str, shape: Shape, config: ShardConfig) -> Sequence[Triple | Labelled]:
-    try:
-        return [parse(text, shape, config.columns)]
-    except Malformed as error:
-        raise _SetAside(error) from error
+def _parsed(text: str, shape: Shape, source: Source, config: ShardConfig) -> Sequence[Triple | Labelled]:
+    return parse(
+        text, shape, source.columns, pairing=source.pairing, negative_margin=source.negative_margin, text=source.text,
+        tools_column=config.chat.tools_column, kwargs_column=config.chat.kwargs_column,
+    )  # fmt: skip
 
 
 def _length(row: Triple | Labelled, config: ShardConfig, count: Count | None) -> int:
-    """Tokens of the longer sequence, without those of a template. Raises _SetAside where nothing can be trained on."""
+    """Tokens of the longer sequence, without those of a template. Raises Rejected where nothing can be trained on."""
     completions = [row.completion] if isinstance(row, Labelled) else [row.chosen, row.rejected]
     texts = ["\n".join(texts_of(each)) for each in completions]
     if not isinstance(row, Labelled) and row.chosen == row.rejected:
-        raise _SetAside("chosen and rejected are the same text")
+        raise Rejected("equal", "chosen and rejected are the same text")
     if not all(text.strip() or _calls(each) for text, each in zip(texts, completions, strict=True)):
-        raise _SetAside("a completion is empty")
+        raise Rejected("empty", "a completion is empty")
     if not count:
         return 0
     prompt, longest = count("\n".join(texts_of(row.prompt))), max(map(count, texts))
     if prompt + longest > config.max_length and config.truncation == "drop":
-        raise _SetAside(f"it has {prompt + longest} tokens or more, and shard.max_length is {config.max_length}")
+        raise Rejected(
+            "too_long", f"it has {prompt + longest} tokens or more, and shard.max_length is {config.max_length}"
+        )
     return prompt + longest
 
 
@@ -86,12 +101,12 @@ def _calls(completion: Any) -> bool:
     )
 
 
-def _tokens(config: ShardConfig, of_messages: bool) -> tuple[Count | None, list[str]]:
+def _tokens(config: ShardConfig, source: Source, of_messages: bool) -> tuple[Count | None, list[str]]:
     """What counts a text's tokens, if the tokenizer is at hand. Raises RecipeError where it has no chat template."""
-    templated = has_chat_template(config.tokenizer)
+    templated = True if config.chat.template is not None else has_chat_template(config.tokenizer)
     if of_messages and templated is False:
         raise RecipeError(
-            f"{config.source} holds lists of messages, and the tokenizer of {config.tokenizer} has no chat template to "
+            f"{source.source} holds lists of messages, and the tokenizer of {config.tokenizer} has no chat template to "
             "write them with. Use the tokenizer of a chat model, or triples of plain strings"
         )
     if templated is None and not Path(config.tokenizer).exists():
@@ -105,16 +120,13 @@ def _tokens(config: ShardConfig, of_messages: bool) -> tuple[Count | None, list[
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), []
 
 
-def _sample(config: ShardConfig) -> list[tuple[int, str]]:
+def _sample(source: Source) -> list[tuple[int, str]]:
     """(row number, JSON text) of the first rows. Raises RecipeError where there is none."""
-    path = Path(config.source)
-    if (path / "state.json").exists() or (path / config.split / "state.json").exists():
-        found = _saved(path if (path / "state.json").exists() else path / config.split)
-    else:
-        pieces = slices(config.model_copy(update={"limit": min(ROWS, config.limit or ROWS)}), ROWS)
-        found = [row for piece in pieces for row in piece.rows()]
+    path = Path(source.source)
+    saved = next((each for each in (path, path / source.split) if (each / "state.json").exists()), None)
+    found = _saved(saved) if saved else [(number, text) for _, number, text in sample(source, ROWS)]
     if not found:
-        raise RecipeError(f"shard.source {config.source} has no rows")
+        raise RecipeError(f"shard.source {source.source} has no rows")
     return found
 
 
@@ -126,23 +138,3 @@ def _saved(folder: Path) -> list[tuple[int, str]]:
     with pa.memory_map(str(folder / files[0]["filename"])) as file:
         rows = (row for batch in pa.ipc.open_stream(file) for row in batch.slice(0, ROWS).to_pylist())
         return [(i, json.dumps(row, ensure_ascii=False, default=str)) for i, row in enumerate(islice(rows, ROWS))]
-
-
-def _shape(config: ShardConfig, sample: list[tuple[int, str]]) -> tuple[Shape, bool]:
-    """And whether completions are lists of messages."""
-    try:
-        row = json.loads(sample[0][1])
-    except ValueError as error:
-        raise RecipeError(
-            f"the first row of {config.source} is not JSON: {error}. One JSON object a line is read"
-        ) from error
-    if not isinstance(row, dict):
-        raise RecipeError(f"the first row of {config.source} is a {type(row).__name__}, not a JSON object with columns")
-    detected = detect_shape(row, config.columns, config.source)
-    shape = detected if config.shape == "auto" else config.shape
-    if shape == "labelled" and config.rows == "pairs":
-        raise RecipeError(
-            f"{config.source} holds labelled completions, of which no pairs can be made. Set shard.rows: labelled, and "
-            "train.loss to one that takes them, as kto does"
-        )
-    return shape, isinstance(row[config.columns.completion if shape == "labelled" else config.columns.chosen], list)

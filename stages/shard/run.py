@@ -1,6 +1,6 @@
 """The shard stage: read, parse, tokenize, drop with a reason, and write parts that follow from the pairs alone.
 
-Two passes of Ray Data. Tasks of the first one tokenize a slice of the source each and leave fragments; tasks of the
+Two passes of Ray Data. Tasks of the first one tokenize a slice of a source each and leave fragments; tasks of the
 second one make some parts each of them. What passes between them are files under `out`: nobody holds the set, and a run
 that was killed goes on with the slices that are not done.
 """
@@ -19,13 +19,17 @@ import ray
 
 from stages.errors import ContractError, RecipeError, out_of_ray
 from stages.progress import Progress, Silent
-from stages.shard.config import Shape, ShardConfig, ShardResources
-from stages.shard.part import merge_rejects
-from stages.shard.source import Slice, slices
+from stages.shard.config import ShardConfig, ShardResources, Source
+from stages.shard.parts.part import LARGEST, merge_rejects
+from stages.shard.reading.source import Slice
+from stages.shard.reading.survey import sample, survey
+from stages.shard.report.report import report_of
+from stages.shard.shapes.tell import SAMPLE, Told, tell
 from stages.shard.task import Job, SliceDone, done_file, first_pass, second_pass
-from stages.shard.triple import detect_shape
 
 _MERGED_BYTES = 32 << 20  # of rows that a task of the second pass makes parts of; one cell may have more
+_FEW = 4  # slices that the driver looks into by itself
+_WANTED = ("tie", "held_out", "contaminated")  # reasons that are no fault of a set
 
 
 def shard(
@@ -36,19 +40,51 @@ def shard(
     Raises RecipeError for a source or tokenizer that cannot serve, ContractError when too many rows are dropped.
     """
     progress = progress or Silent()
-    work = slices(config, resources.rows_per_task)
-    shape = _shape(config, work)
-    job = Job(config, shape, config.num_parts, str(out), str(_scratch(out, work)))
-    done = _tokenize(work, job, progress)
+    with out_of_ray():
+        work = survey(config, resources.rows_per_task, _on_workers)
+    told = [_shape(config, source) for source in config.all_sources]
+    num_parts = work.num_parts if config.num_parts == "auto" else config.num_parts
+    shapes = [each.shape for each in told]
+    job = Job(config, shapes, num_parts, str(out), str(_scratch(out, work.slices)))
+    done = _tokenize(work.slices, job, progress)
     facts = _write_parts(done, job, progress)
     merge_rejects(out)
     dropped = {key.removeprefix("dropped/"): n for key, n in sorted(facts.items()) if key.startswith("dropped/")}
     _check_dropped(config, facts, dropped, out)
-    counts = {key: facts[key] for key in ("rows", "pairs", "train", "eval", "tokens", "cut_prompts", "cut_completions")}
+    counted = ("rows", "pairs", "train", "eval", "tokens", "cut_prompts", "cut_completions", "control_tokens")
+    counts: dict[str, Any] = {key: facts[key] for key in (*counted, *(f"eval/{each.label}" for each in config.eval))}
     if config.rows == "labelled":
         counts |= {"labelled": True, "desirable": facts["desirable"]}
-    notices = sorted({notice for each in done for notice in each.notices})
-    return counts | {"longest": facts["longest"], "dropped": dropped, "shape": shape, "notices": notices}
+    notices = [*work.notices, *(notice for each in told for notice in each.notices)]
+    return counts | {
+        **{name: facts[name] for name in LARGEST},
+        "dropped": dropped,
+        "shape": ", ".join(dict.fromkeys(shapes)),
+        "num_parts": num_parts,
+        "sources": work.by_source(config, facts),
+        "notices": notices + sorted({notice for each in done for notice in each.notices}),
+        "report": report_of(out),
+    }
+
+
+def _on_workers(function: Callable[[Slice], Any], pieces: Sequence[Slice]) -> list[Any]:
+    """A few slices cost less here than their way to workers."""
+    if len(pieces) <= _FEW:
+        return list(map(function, pieces))
+    task = ray.remote(lambda piece: function(piece))
+    return ray.get([task.remote(piece) for piece in pieces])
+
+
+def _shape(config: ShardConfig, source: Source) -> Told:
+    """Told from the first rows."""
+    rows = [text for _, _, text in sample(source, SAMPLE)]
+    told = tell(rows, source.columns, source.source, source.shape, source.text)
+    if told.shape == "labelled" and config.rows == "pairs":
+        raise RecipeError(
+            f"{source.source} holds labelled completions, of which no pairs can be made. Set shard.rows: labelled, and "
+            "train.loss to one that takes them, as kto does"
+        )
+    return told
 
 
 def _scratch(out: Path, work: Sequence[Slice]) -> Path:
@@ -65,7 +101,7 @@ def _scratch(out: Path, work: Sequence[Slice]) -> Path:
 def _tokenize(work: Sequence[Slice], job: Job, progress: Progress) -> list[SliceDone]:
     """The first pass."""
     left = [index for index in range(len(work)) if not done_file(job, index).exists()]
-    progress.start(len(work), len(work) - len(left), "tasks")
+    progress.start(len(work), len(work) - len(left), "slices")
     items = [{"index": index, "slice": json.dumps(work[index].as_row())} for index in left]
     for finished, _ in enumerate(_rows(items, first_pass, {"job": job}), len(work) - len(left) + 1):
         progress.advance(finished)
@@ -82,13 +118,13 @@ def _write_parts(done: Sequence[SliceDone], job: Job, progress: Progress) -> Cou
         "set_aside": [name for each in done for name in each.set_aside],
     }
     facts: Counter[str] = Counter()
-    longest = 0
+    largest = dict.fromkeys(LARGEST, 0)
     for row in _rows(groups, second_pass, known):
         found = json.loads(row["facts"])
-        longest = max(longest, found.pop("longest"))
+        largest = {name: max(value, found.pop(name)) for name, value in largest.items()}
         facts.update(found)
         progress.advance(facts["parts"])
-    return facts | Counter(longest=longest)
+    return facts | Counter(largest)
 
 
 def _groups(cells: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -111,35 +147,14 @@ def _rows(items: list[dict[str, Any]], task: Callable[..., Any], known: dict[str
             yield from tasks.map_batches(task, batch_size=1, batch_format="pyarrow", fn_kwargs=known).iter_rows()
 
 
-def _shape(config: ShardConfig, work: Sequence[Slice]) -> Shape:
-    """Told from the first row."""
-    first = next((text for piece in work[:1] for _, text in piece.rows()), None)
-    if first is None:
-        raise RecipeError(f"shard.source {config.source} has no rows")
-    try:
-        row = json.loads(first)
-    except json.JSONDecodeError as error:
-        raise RecipeError(
-            f"the first row of {config.source} is not JSON: {error}. One JSON object a line is read"
-        ) from error
-    if not isinstance(row, dict):
-        raise RecipeError(f"the first row of {config.source} is a {type(row).__name__}, not a JSON object with columns")
-    detected = detect_shape(row, config.columns, config.source)
-    shape = detected if config.shape == "auto" else config.shape
-    if shape == "labelled" and config.rows == "pairs":
-        raise RecipeError(
-            f"{config.source} holds labelled completions, of which no pairs can be made. Set shard.rows: labelled, and "
-            "train.loss to one that takes them, as kto does"
-        )
-    return shape
-
-
 def _check_dropped(config: ShardConfig, facts: Counter[str], dropped: dict[str, int], out: Path) -> None:
-    if not facts["pairs"] or sum(dropped.values()) > config.max_dropped_fraction * facts["rows"]:
+    faults = sum(n for reason, n in dropped.items() if reason not in _WANTED)
+    if not facts["pairs"] or faults > config.max_dropped_fraction * facts["rows"]:
         counts = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
-        example = pq.read_table(out / "rejects.parquet").slice(0, 1).to_pylist()[0]
+        rejects = pq.read_table(out / "rejects.parquet").to_pylist()
+        example = next((each for each in rejects if each["reason"] not in _WANTED), rejects[0])
         raise ContractError(
-            f"{sum(dropped.values())} of {facts['rows']} rows of {config.source} make no pair ({counts}), more than "
+            f"{sum(dropped.values())} of {facts['rows']} rows of {config.named} make no pair ({counts}), more than "
             f"shard.max_dropped_fraction {config.max_dropped_fraction} allows. The first: row "
             f"{example['source_row']} of {example['source']}, {example['reason']}: {example['detail']}. "
             f"All stand with their reasons in {out / 'rejects.parquet'}. "

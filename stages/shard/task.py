@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from stages.shard.batch import Raw, batches, tokenized
+from stages.shard.batch import Origin, Raw, batches, tokenized
 from stages.shard.config import Shape, ShardConfig
-from stages.shard.fragment import num_cells, parts_of, write_fragment
-from stages.shard.part import write_cells
-from stages.shard.source import Slice
-from stages.shard.tokenizer import Tokenizer
+from stages.shard.parts.fragment import num_cells, parts_of, write_fragment
+from stages.shard.parts.held_out import read_prompts, write_prompts
+from stages.shard.parts.part import Making, write_cells
+from stages.shard.reading.source import Slice
+from stages.shard.tokenization import Tokenizer
 
+_HELD_OUT = ".held-out.npy"
 _FRAGMENT_BYTES = 64 << 20  # of the rows that a task holds
 
 
@@ -24,10 +26,14 @@ class Job:
     """What all tasks know."""
 
     config: ShardConfig
-    shape: Shape
+    shapes: list[Shape]  # of each source
     num_parts: int
     out: str
     scratch: str  # the folder of the fragments
+
+    def origin_of(self, piece: Slice) -> Origin:
+        held_out = piece.which >= self.config.num_trained
+        return Origin(self.config.all_sources[piece.which], self.shapes[piece.which], held_out)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,10 @@ def tokenize_slice(piece: Slice, index: int, job: Job) -> SliceDone:
     fragments: list[str] = []
     aside: list[str] = []
     cells = np.zeros(num_cells(job.num_parts))
+    is_held_out = job.origin_of(piece).held_out
     for number, (rows, rejects) in enumerate(_collected(piece, tokenizer, job)):
+        if len(rows) and is_held_out:
+            write_prompts(rows["prompt_ids"].to_pylist(), scratch / f"{name}-{number:04d}{_HELD_OUT}")
         if len(rows):
             fragments.append(f"{name}-{number:04d}.rows.arrow")
             cells += write_fragment(rows, scratch / fragments[-1], job.num_parts)
@@ -73,9 +82,9 @@ def done_file(job: Job, index: int) -> Path:
 def _collected(piece: Slice, tokenizer: Tokenizer, job: Job) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Tokenized batches, joined until they are a fragment."""
     held: list[tuple[pa.Table, pa.Table]] = []
-    source = Path(piece.path).name
-    for batch in batches(Raw(source, number, text) for number, text in piece.rows()):
-        held.append(tokenized(batch, tokenizer, job.config, job.shape, job.num_parts))
+    origin = job.origin_of(piece)
+    for batch in batches(Raw(piece.name, number, text, piece.which) for number, text in piece.rows()):
+        held.append(tokenized(batch, origin, tokenizer, job.config, job.num_parts))
         if sum(table.nbytes for both in held for table in both) > _FRAGMENT_BYTES:
             yield _joined(held)
             held = []
@@ -104,9 +113,15 @@ def second_pass(groups: pa.Table, job: Job, fragments: Sequence[str], set_aside:
     """`write_cells` as Ray Data calls it: first and last cell -> how many parts were written, and their facts."""
     scratch = Path(job.scratch)
     paths = [scratch / name for name in fragments], [scratch / name for name in set_aside]
+    making = Making(job.config, job.num_parts, Path(job.out), _held_out(job.scratch))
     facts = []
     for row in groups.to_pylist():
         cells = range(row["first"], row["last"] + 1)
-        found = write_cells(cells, *paths, Path(job.out), job.config, job.num_parts)
+        found = write_cells(cells, *paths, making)
         facts.append(json.dumps({"parts": sum(len(parts_of(cell, job.num_parts)) for cell in cells)} | found))
     return pa.table({"facts": facts})
+
+
+@lru_cache(maxsize=1)  # once a worker process: all slices are done by then
+def _held_out(scratch: str) -> np.ndarray:
+    return read_prompts(Path(scratch).glob(f"*{_HELD_OUT}"))

@@ -11,7 +11,7 @@ from stages import spans
 from stages.errors import RecipeError
 from stages.model_files import tokenizer_at, vocabulary
 from stages.shard.config import ShardConfig
-from stages.shard.encoding import Encoder, Run
+from stages.shard.rendering.encoding import Encoder, Run
 from stages.shard.rendering.piece import Rendered, check
 from stages.shard.rendering.renderer import Renderer
 from stages.shard.triple import Labelled, Rejected, Triple

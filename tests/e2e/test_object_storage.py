@@ -23,7 +23,7 @@ from stages import storage
 from stages.artifacts import PolicyCheckpoint
 from stages.errors import RecipeError
 from stages.shard.config import ShardConfig
-from stages.shard.survey import sample
+from stages.shard.reading.survey import sample
 
 BUCKET = "preferences"
 

@@ -14,8 +14,8 @@ from stages.shard.reading.columnar import load_dataset, parquet_groups
 from stages.shard.reading.files import files_of, is_saved_dataset
 from stages.shard.reading.lines import ranges
 from stages.shard.reading.opening import is_compressed
+from stages.shard.reading.source import Slice, columns_of, hashes
 from stages.shard.reading.where import compiled
-from stages.shard.source import Slice, columns_of, hashes
 from stages.storage import unmarked
 
 SLICE_BYTES = 16 << 20  # of lines or Parquet, uncompressed; what is read does not depend on it
