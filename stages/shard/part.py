@@ -34,7 +34,7 @@ def write_part(group: pa.Table, out: str, config: ShardConfig) -> pa.Table:
         pairs = with_mismatched(pairs, config.max_length)
     schema.write_part(pairs.select(made.names).cast(made), folder / part_name(index))
     schema.write_part(rejects.cast(schema.REJECTS), _rejects_of(folder, index))
-    note_part(pairs, rejects, folder, index, config)
+    note_part(pairs, rejects, folder / part_name(index), config)
     prompt, first, second = (
         pc.list_value_length(pairs[f"{name}_ids"]).to_numpy() for name in ("prompt", *schema.sides(made.names))
     )

@@ -134,7 +134,7 @@ def _tokenize_row(raw: dict[str, Any], tokenizer: Any, config: ShardConfig, shap
     except Malformed as error:
         yield rejected | {"reason": "malformed", "detail": str(error)}
         return
-    if config.decontaminate and (detail := evaluations(config).find(parsed)):
+    if config.decontaminate and (detail := evaluations(config.decontaminate).find(parsed)):
         yield rejected | {"reason": "contaminated", "detail": detail}
         return
     rows: Sequence[Triple | Labelled] = [parsed]

@@ -30,9 +30,9 @@ _WORD = re.compile(rf"[{_UNPARTED}]|[^\W{_UNPARTED}]+")
 class Evaluations:
     """The n-grams of evaluation files, 8 bytes each."""
 
-    def __init__(self, paths: Iterable[str], config: ShardConfig):
+    def __init__(self, paths: Iterable[str]):
         """Raises RecipeError where a file cannot be read, or holds no text."""
-        self.grams = {path: _grams_of_file(path, config) for path in paths}
+        self.grams = {path: _grams_of_file(path) for path in paths}
 
     def find(self, row: Triple | Labelled) -> str | None:
         """What of the row stands in which file, or None."""
@@ -48,8 +48,8 @@ class Evaluations:
 
 
 @lru_cache(maxsize=1)  # once a worker process
-def evaluations(config: ShardConfig) -> Evaluations:
-    return Evaluations(config.decontaminate, config)
+def evaluations(paths: tuple[str, ...]) -> Evaluations:
+    return Evaluations(paths)
 
 
 def texts_of(value: Any) -> Iterator[str]:
@@ -65,11 +65,11 @@ def texts_of(value: Any) -> Iterator[str]:
             yield from texts_of(each)
 
 
-def _grams_of_file(path: str, config: ShardConfig) -> np.ndarray:
+def _grams_of_file(path: str) -> np.ndarray:
     """Sorted and unique."""
     examples = [
         np.unique(np.concatenate([np.zeros(0, U64), *(_grams(_words(text)) for text in texts_of(row))]))
-        for row in _rows(path, config)
+        for row in _rows(path)
     ]
     grams, counts = np.unique(np.concatenate([np.zeros(0, U64), *examples]), return_counts=True)
     grams = grams[counts <= BOILERPLATE]
@@ -78,13 +78,12 @@ def _grams_of_file(path: str, config: ShardConfig) -> np.ndarray:
     return grams
 
 
-def _rows(path: str, config: ShardConfig) -> Iterator[Any]:
+def _rows(path: str) -> Iterator[Any]:
     """Of a file that `shard` reads, or the lines of a text."""
     if path.endswith((".txt", ".md")):
         yield from Path(path).read_text(errors="replace").splitlines()
         return
-    of_file = ShardConfig(source=path, tokenizer=config.tokenizer)
-    for piece in slices(of_file, 1000):
+    for piece in slices(ShardConfig(source=path, tokenizer="none"), 1000):
         for number, text in piece.rows():
             try:
                 yield json.loads(text)

@@ -11,15 +11,15 @@ from stages.shard.report.alike import facts_of, write_hashes
 from stages.shard.report.figures import Figures
 
 
-def note_part(pairs: pa.Table, rejects: pa.Table, out: Path, index: int, config: ShardConfig) -> None:
-    """Leave what the report needs of a part, under `out`, in scratch that goes when the artifact is finished."""
-    folder = out / ".report"
+def note_part(pairs: pa.Table, rejects: pa.Table, part: Path, config: ShardConfig) -> None:
+    """Leave what the report needs of the part of that path, beside it, in scratch that goes when all is finished."""
+    folder = part.parent / ".report"
     folder.mkdir(exist_ok=True)
-    write_hashes(pairs, folder, index, held_out=bool(config.eval_fraction))
+    write_hashes(pairs, folder / part.stem, held_out=bool(config.eval_fraction))
     figures = Figures.of(pairs, rejects, config.max_length)
-    unfinished = folder / f".{index:05d}.json"
+    unfinished = folder / f".{part.stem}.json"
     unfinished.write_text(json.dumps(figures.plain()))
-    unfinished.rename(folder / f"{index:05d}.json")
+    unfinished.rename(folder / f"{part.stem}.json")
 
 
 def report_of(out: Path) -> dict[str, Any]:
