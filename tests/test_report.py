@@ -39,7 +39,7 @@ def report(parts: list[list[dict[str, Any]]], out: Path, columns: pa.Schema = CO
     out.mkdir()
     for index, rows in enumerate(parts):
         table = pa.Table.from_pylist([row | {"source_row": row["source_row"]} for row in rows], schema=columns)
-        note_part(table, NO_REJECTS, out, index, CONFIG)
+        note_part(table, NO_REJECTS, out / f"part-{index:05d}.parquet", CONFIG)
     return report_of(out)
 
 
@@ -130,7 +130,9 @@ def test_near_duplicates_between_training_and_held_out_prompts(tmp_path: Path) -
 def test_nothing_held_out_is_compared_with_nothing(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     table = pa.Table.from_pylist([pair([1], [2], [3])], schema=COLUMNS)
-    note_part(table, NO_REJECTS, tmp_path / "out", 0, CONFIG.model_copy(update={"eval_fraction": 0.0}))
+    note_part(
+        table, NO_REJECTS, tmp_path / "out" / "part-00000.parquet", CONFIG.model_copy(update={"eval_fraction": 0.0})
+    )
     assert "near_duplicates" not in report_of(tmp_path / "out")["alike"]
 
 
@@ -181,7 +183,7 @@ def evaluations(tmp_path: Path) -> Evaluations:
     ]
     (tmp_path / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "other.txt").write_text("东京是日本的首都吗请回答是或者不是谢谢\n")
-    return Evaluations([str(tmp_path / "exam.jsonl"), str(tmp_path / "other.txt")], CONFIG)
+    return Evaluations([str(tmp_path / "exam.jsonl"), str(tmp_path / "other.txt")])
 
 
 def test_rows_that_hold_an_examination(evaluations: Evaluations) -> None:
@@ -209,4 +211,4 @@ def test_rows_that_hold_none(evaluations: Evaluations) -> None:
 def test_an_evaluation_file_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "exam.jsonl").write_text('{"answer": 3}\n')
     with pytest.raises(RecipeError, match=r"shard\.decontaminate: .*exam\.jsonl holds no text of 5 words or more"):
-        Evaluations([str(tmp_path / "exam.jsonl")], CONFIG)
+        Evaluations([str(tmp_path / "exam.jsonl")])

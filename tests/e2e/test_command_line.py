@@ -141,7 +141,7 @@ def test_bad_input_is_one_message(project: Project, arguments: list[str], messag
 def test_more_workers_than_the_machine_has_is_said_at_once(tmp_path: Path, tiny_model: Path) -> None:
     result = raydpo("run", *options(make_project(tmp_path, tiny_model)), "--set", "cluster.train.workers=999")
     assert result.returncode == 2
-    assert "cluster.train.workers is 999, each with 1 CPUs, and this machine has" in result.stdout
+    assert "cluster.train.workers is 999, each with 1 CPUs, and this machine has" in result.stderr
 
 
 def test_missing_recipe_file() -> None:

@@ -27,9 +27,8 @@ _VERDICT = np.dtype([("prompt", U64), ("chosen", U64), ("rejected", U64), ("row"
 _BAND = np.dtype([("band", U64), ("prompt", U64), ("held_out", np.bool_)])
 
 
-def write_hashes(pairs: pa.Table, folder: Path, index: int, held_out: bool) -> None:
-    """Of one part. `held_out`: prompts are compared with those held out."""
-    folder.mkdir(exist_ok=True)
+def write_hashes(pairs: pa.Table, path: Path, held_out: bool) -> None:
+    """Of one part, to `path` with further suffixes. `held_out`: prompts are compared with those held out."""
     prompts = of_lists(pairs["prompt_ids"])
     first, second = (of_lists(pairs[f"{side}_ids"]) for side in completions_of(pairs))
     if "label" in pairs.column_names:
@@ -38,10 +37,10 @@ def write_hashes(pairs: pa.Table, folder: Path, index: int, held_out: bool) -> N
     sources = pc.dictionary_encode(pairs["source"]).combine_chunks()
     names = np.array([of_text(name) for name in sources.dictionary.to_pylist()], U64)
     rows = joined(names[sources.indices.to_numpy()], pairs["source_row"].to_numpy())
-    _save(folder / f"{index:05d}.verdicts.npy", _table(_VERDICT, prompts, first, second, rows), "prompt")
+    _save(path.with_suffix(".verdicts.npy"), _table(_VERDICT, prompts, first, second, rows), "prompt")
     if held_out:
         bands = _bands(pairs["prompt_ids"], prompts, pc.not_equal(pairs["split"], "train").to_numpy())
-        _save(folder / f"{index:05d}.bands.npy", bands, "band")
+        _save(path.with_suffix(".bands.npy"), bands, "band")
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
