@@ -32,11 +32,10 @@ def write_part(group: pa.Table, out: str, config: ShardConfig) -> pa.Table:
     if config.rows == "labelled":
         pairs, lone = with_mismatched(pairs, config.max_length)
         rejects = pa.concat_tables([rejects, _without_other(lone)])
-    schema.write_part(
-        schema.validate(pairs.select(made.names).cast(made), made, part_name(index)), folder / part_name(index)
-    )
+    written = schema.validate(pairs.select(made.names).cast(made), made, part_name(index))
+    schema.write_part(written, folder / part_name(index))
     schema.write_part(rejects.cast(schema.REJECTS), _rejects_of(folder, index))
-    prompt, one, other = schema.num_tokens(pairs)
+    prompt, one, other = schema.num_tokens(written)
     facts = Counter(pairs["split"].to_pylist())
     facts.update({f"dropped/{reason}": n for reason, n in Counter(rejects["reason"].to_pylist()).items()})
     facts.update(
