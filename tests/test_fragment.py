@@ -58,7 +58,7 @@ _TEXT = "x" * 4_000_000
 @given(st.lists(st.integers(1, 40), max_size=20))
 @settings(deadline=None)
 def test_batches_hold_so_much_text_and_all_rows_in_order(lengths: list[int]) -> None:
-    rows = [Raw("f", number, _TEXT[: 100_000 * length]) for number, length in enumerate(lengths)]
+    rows = [Raw("f", number, _TEXT[: 100_000 * length], 0) for number, length in enumerate(lengths)]
     made = list(batches(rows))
     assert [row for batch in made for row in batch] == rows
     assert all(len(batch) == 1 or sum(len(row.row) for row in batch) <= 2_000_000 for batch in made)

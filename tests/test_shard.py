@@ -239,8 +239,8 @@ def test_too_many_dropped_rows_stop_the_stage(config: ShardConfig, tmp_path: Pat
 
 def test_messages_need_a_chat_template(tmp_path: Path) -> None:
     make_tokenizer(tmp_path / "plain", chat_template=None)
-    message = [{"role": "user", "content": "a"}]
-    source = write(tmp_path / "t.jsonl", [json.dumps({"prompt": message, "chosen": message, "rejected": message})])
+    said = {name: [{"role": role, "content": name}] for name, role in (("prompt", "user"), ("chosen", "assistant"))}
+    source = write(tmp_path / "t.jsonl", [json.dumps(said | {"rejected": [{"role": "assistant", "content": "b"}]})])
     config = ShardConfig(source=source, tokenizer=str(tmp_path / "plain"))
     with pytest.raises(RecipeError, match=r"holds lists of messages, and the tokenizer of .* has no chat template"):
         shard(config, out=tmp_path / "out", resources=ShardResources())
