@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: demo test check lint bench-train bench-score bench-scale bench-checkpoint bench-memory clean
+.PHONY: demo test check lint bench-shard bench-train bench-score bench-scale bench-checkpoint bench-memory clean
 
 demo: .venv/.runtime $(MODEL)  ## install, then run the three stages on the embedded triples
 	$(BIN)/raydpo run configs/recipes/demo.yaml
@@ -17,6 +17,9 @@ lint: .venv/.dev  ## the fast part of `make check`
 	$(BIN)/lint-imports
 
 check: lint test
+
+bench-shard: .venv/.dev $(MODEL)  ## the shard stage beside datasets.map; growth with pairs
+	$(BIN)/python -m tests.benchmarks.shard
 
 bench-train: .venv/.dev $(MODEL)  ## training speed and memory beside TRL's
 	$(BIN)/python -m tests.benchmarks.train
