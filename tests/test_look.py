@@ -62,7 +62,7 @@ def test_plan_tells_of_the_first_rows_and_run_stops_before_ray(tmp_path: Path, t
     [
         (["{"], {}, "the first row of .* is not JSON"),
         ([""], {}, "has no rows"),
-        (["[1]"], {}, "is a list, not a JSON"),
+        (["[1]"], {}, "is a int, not a JSON"),
         ([{"prompt": "a", "chosen": "b"}], {}, r"has no column 'rejected'; it has 'prompt', 'chosen'"),
         (
             [{"prompt": "a", "chosen": "b", "rejected": ""}] * 3,
@@ -105,7 +105,7 @@ def test_some_bad_rows_are_a_warning(tmp_path: Path, tokenizer: str) -> None:
     seen = look_at_rows(ShardConfig(source=source, tokenizer=tokenizer))
     assert seen.told.startswith("the first 4 rows of t.jsonl have the shape explicit; the longest has about ")
     notice = seen.notices[-1]
-    assert notice.startswith("2 of the first 4 rows make no pair: row 1: not JSON")
+    assert notice.startswith("2 of the first 4 rows of t.jsonl make no pair: row 1: not JSON")
 
 
 def test_a_set_that_datasets_saved_is_read_without_it(tmp_path: Path, tokenizer: str) -> None:

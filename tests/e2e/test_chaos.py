@@ -32,23 +32,22 @@ def finish(driver: subprocess.Popen) -> str:
 
 @pytest.fixture
 def project(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> Project:
-    """24 parts on two actors, slow ones. The tokenizer has one token that the model lacks, and one triple uses it."""
+    """24 parts on two actors, slow ones. The tokenizer has one token that the model lacks, and one triple uses it.
+
+    What would say so before (the model beside the tokenizer, the largest id in the manifest) is not there.
+    """
     from transformers import AutoTokenizer
 
-    model = tmp_path / "model"
-    model.mkdir()
-    for path in tiny_model.iterdir():
-        (model / path.name).write_bytes(path.read_bytes())
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.add_tokens([f"<filler {i}>" for i in range(320 - len(tokenizer))])
     tokenizer.add_tokens(["<poison>"])
     assert tokenizer.convert_tokens_to_ids("<poison>") == 320  # the model has the ids 0 to 319
-    tokenizer.save_pretrained(model)
-    project = make_project(tmp_path, model, num_triples=240)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    project = make_project(tmp_path, tiny_model, num_triples=240)
     triples = (tmp_path / "triples.jsonl").read_text()
     (tmp_path / "triples.jsonl").write_text(triples.replace("number 123?", "number <poison>?"))
     recipe = yaml.safe_load(project.recipe.read_text())
-    recipe["shard"]["num_parts"] = 24
+    recipe["shard"] |= {"num_parts": 24, "tokenizer": str(tmp_path / "tokenizer")}
     project.recipe.write_text(yaml.safe_dump(recipe))
     score = {"actors": 2, "max_tokens_per_batch": 1, "attempts": 1}
     cluster = {"root": str(tmp_path / "runs"), "address": ray_cluster, "score": score}
@@ -72,7 +71,9 @@ def scorers(cluster: str) -> list[int]:
 
 
 def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
-    project.run(stages=["shard"])
+    (sharded,) = project.run(stages=["shard"]).values()
+    manifest_file = sharded.step.folder / "manifest.json"
+    manifest_file.write_text(manifest_file.read_text().replace('"largest_id"', '"largest_id_before"'))
     folder = project.plan()["score"].folder
     driver = start(project, "--only", "score")
     wait_for(4, folder, driver)
