@@ -120,9 +120,11 @@ def _check_rows(recipe: Recipe) -> None:
             f"train.loss {loss.name} trains on pairs, and shard.rows is labelled. Set shard.rows: pairs, or take a "
             "loss of labelled completions: kto, bco, apo_zero_unpaired"
         )
-    if any(term.name == "odpo" for term in loss.terms) and shard.columns.margin is None:
+    graded = shard.columns.margin or shard.columns.scores or shard.columns.preference or shard.sources
+    if any(term.name == "odpo" for term in loss.terms) and not graded and shard.shape not in ("ranked", "compared"):
         raise RecipeError(
-            "train.loss odpo needs to know how much better chosen is. Name the column: shard.columns.margin"
+            "train.loss odpo needs to know how much better chosen is. Name the column: shard.columns.margin (or say "
+            "shard.shape: ranked or compared, of rows with scores or preferences)"
         )
 
 
