@@ -172,7 +172,8 @@ def run_stage(work: str, model: str, shape: str) -> dict[str, Any]:
     from pipeline.recipe.sections import Cluster
 
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=work) as out, connected(Cluster(), verbose=False):
+    # "local": a cluster of its own. Without an address Ray joins one that runs on this machine, whosever it is.
+    with tempfile.TemporaryDirectory(dir=work) as out, connected(Cluster(address="local"), verbose=False):
         from stages.shard.config import ShardConfig, ShardResources
         from stages.shard.run import shard
 
