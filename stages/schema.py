@@ -54,7 +54,7 @@ LABELLED_SIDES = ("completion", "mismatched")
 
 def sides(columns: Iterable[str]) -> tuple[str, str]:
     """Names of the two completions of a pair, in order, from the columns of its table or row."""
-    labelled = any(name.removeprefix("ref_").startswith("completion_") for name in columns)
+    labelled = any(name.removeprefix("ref_").split("_")[0] == "completion" for name in columns)
     return LABELLED_SIDES if labelled else PAIR_SIDES
 
 

@@ -15,7 +15,9 @@ def scored(rows: list[tuple[list[float], list[float]]]) -> tuple[pa.Table, pa.Ta
     sides = schema.PAIR_SIDES
     ids = [dict(zip((f"{side}_ids" for side in sides), ([1] * len(v) for v in row), strict=True)) for row in rows]
     own: list[dict[str, Any]] = [
-        {"pair_id": f"{i:032}", "source": "a.jsonl", "source_row": i, "prompt_ids": [1]} | each
+        {"pair_id": f"{i:032}", "source": "a.jsonl", "source_row": i, "prompt_ids": [1]}
+        | each
+        | {f"{side}_trained": [0, len(each[f"{side}_ids"])] for side in sides}
         for i, each in enumerate(ids)
     ]
     pairs = pa.Table.from_pylist(own)

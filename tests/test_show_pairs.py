@@ -29,6 +29,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def artifact(folder: Path, rows: list[dict[str, Any]], columns: pa.Schema) -> PreferencePairs:
+    whole = {f"{side}_trained": side for side in schema.sides(columns.names)}
+    rows = [
+        {name: [0, len(row[f"{side}_ids"])] for name, side in whole.items()} | {"weight": 1.0} | row for row in rows
+    ]
     schema.write_part(pa.Table.from_pylist(rows, schema=columns), folder / "part-00000.parquet")
     return PreferencePairs(folder)
 
@@ -66,12 +70,9 @@ def test_turns_inside_a_completion_are_outside_the_brackets(tmp_path: Path, toke
         loaded.encode(text, add_special_tokens=False) for text in ("one<|im_end|>", "\nuser two", "three<|im_end|>")
     ]
     chosen, (a, b, c) = [*chain(*pieces)], map(len, pieces)
-    columns = pa.schema(
-        [*schema.PAIRS, ("chosen_trained", pa.list_(pa.int32())), ("rejected_trained", pa.list_(pa.int32()))]
-    )
     row = {"pair_id": "0", "split": "train", "prompt_ids": [5], "chosen_ids": chosen, "rejected_ids": [6, 7]}
     row |= {"source": "a", "source_row": 0, "chosen_trained": [0, a, a + b, a + b + c], "rejected_trained": [1, 2]}
-    (pair,) = read_pairs(artifact(tmp_path, [row], columns), 5, tokenizer)
+    (pair,) = read_pairs(artifact(tmp_path, [row], schema.PAIRS), 5, tokenizer)
     shown = printed(print_pairs, [pair])
     assert "chosen  ⟦one⟪<|im_end|>⟫⟧⏎\nuser two⟦three⟪<|im_end|>⟫⟧\n" in shown
 

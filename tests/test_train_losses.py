@@ -212,7 +212,7 @@ def test_odpo_is_refused_where_no_pair_has_a_margin(inputs: tuple, tiny_model: P
 
 def test_the_plan_warns_where_kinds_are_out_of_balance(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """As many of both, and the desirable ones weigh 1.5."""
-    print_plan(list(project.plan(*LABELLED).values()), as_json=False)
+    print_plan(list(project.plan(*LABELLED).values()), [], as_json=False)
     assert ": 1.5 to 1, and its authors advise 1 to 4/3. Set train.loss.desirable_weight" in capsys.readouterr().out
     for balanced in (["train.loss.desirable_weight=1.2"], ["train.loss.name=apo_zero_unpaired"], ["shard.num_parts=2"]):
         assert advice(list(project.plan(*LABELLED, *balanced).values())) == []

@@ -30,6 +30,7 @@ SAME = {
          "model_max_length", "max_model_len", "vllm_max_model_len", "max_total_sequence_length"), "shard.max_length",
     ),
     "prompt_max_len": "shard.max_prompt_length",
+    **dict.fromkeys(("chat_template", "tokenizer_chat_template"), "shard.chat.template"),
     **dict.fromkeys(("truncation_mode", "truncation_side"), "shard.truncation"),
     # the loss
     **dict.fromkeys(("loss_type", "pref_loss", "preference_loss", "dpo_loss_type", "objective"), "train.loss"),
@@ -130,7 +131,6 @@ QUANTIZED = (
     "there is none: models are loaded as they are; train.lora trains less of one, cluster.train.workers shards it"
 )
 EXPORTED = "there is none: a run ends with the folder of the policy in Hugging Face's format; push that"
-TEMPLATE = "there is none: messages are written by the chat template that the tokenizer of shard.tokenizer brings"
 ATTENTION = "there is none: pairs share their prompt, and attention over that layout is raydpo's own"
 LOGGED = "there is none: every step is a line of metrics.jsonl beside the policy"
 TRACKED = "there is none: set wandb.project, or tensorboard: true"
@@ -194,7 +194,6 @@ OTHERWISE = {
     **dict.fromkeys(
         ("use_liger_kernel", "use_liger_loss", "liger"), "there is none: logits of all tokens are never held at once"
     ),
-    **dict.fromkeys(("chat_template", "template", "apply_chat_template", "tokenizer_chat_template"), TEMPLATE),
     **dict.fromkeys(
         ("resume_from_checkpoint", "resume", "load_checkpoint", "auto_resume_from_checkpoints"), CONTINUED
     ),

@@ -113,7 +113,11 @@ class ShardConfig(Selection):
     def _one_source(cls, content: Any) -> Any:
         if not isinstance(content, dict):
             return content
-        given = [key for key in ("source", "first_of", "sources") if content.get(key)]
+        given = [
+            key
+            for key in ("source", "first_of", "sources")
+            if content.get(key) is not None and (key != "sources" or content[key])
+        ]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are both given, and say the same thing. Keep one of them")
         return content if "source" in content or not given else content | {"source": None}
