@@ -31,7 +31,8 @@ from transformers import (
 
 from stages.errors import RecipeError
 from stages.logps.layout import pack
-from stages.logps.model import PairLogprobs, load, wrap
+from stages.logps.loading import load, wrap
+from stages.logps.model import PairLogprobs
 
 Pair = tuple[list[int], list[int], list[int]]
 

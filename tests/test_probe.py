@@ -50,8 +50,8 @@ from transformers import (
 )
 
 from stages.errors import RecipeError
+from stages.logps.loading import load, wrap
 from stages.logps.miniature import miniatures
-from stages.logps.model import PairLogprobs, load, wrap
 from stages.logps.probe import why_apart
 from stages.logps.small_config import shrink
 
@@ -244,7 +244,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 @pytest.mark.parametrize("name", SHARES)
 def test_real_architectures_share_prompts(name: str) -> None:
     model = skeleton(SHARES[name])
-    assert why_apart(model, name, PairLogprobs) is None
+    assert why_apart(model, name) is None
     assert all(weight.is_meta for weight in model.parameters())
     assert (
         sum(weight.numel() for weight in next(miniatures(model)).parameters()) < 4e7
@@ -254,14 +254,14 @@ def test_real_architectures_share_prompts(name: str) -> None:
 @pytest.mark.parametrize("name", APART)
 def test_real_architectures_that_are_computed_apart(name: str) -> None:
     config, reason = APART[name]
-    assert reason in (why_apart(skeleton(config), name, PairLogprobs) or "")
+    assert reason in (why_apart(skeleton(config), name) or "")
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_ways_from_ids_to_logits_are_refused(name: str) -> None:
     config, reason = REFUSED[name]
     with pytest.raises(RecipeError, match=f"in a way that is not supported: {reason}"):
-        why_apart(skeleton(config), name, PairLogprobs)
+        why_apart(skeleton(config), name)
 
 
 def test_a_miniature_is_the_same_each_time_and_takes_no_random_numbers_from_others() -> None:

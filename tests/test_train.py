@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.artifacts import PolicyCheckpoint, ReferenceLogprobs
 from stages.errors import ContractError
-from stages.logps.model import load
+from stages.logps.loading import load
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.job import Job
 from stages.train.objective.losses import losses_of

@@ -5,10 +5,7 @@ Weights answer only as exactly as their precision. On the ids below, SmolLM2's r
 log-probs are off by up to seven nats, by others in each way to compute attention.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import torch
 from transformers import PreTrainedModel
@@ -17,24 +14,21 @@ from stages.errors import RecipeError
 from stages.logps import attention
 from stages.logps.head import LogitRule
 from stages.logps.miniature import miniatures, nudged
-
-if TYPE_CHECKING:
-    from stages.logps.model import PairLogprobs
+from stages.logps.model import PairLogprobs
 
 PROBE = [([1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12]), ([5], [3, 4, 2], [3, 7])]
 
 
 @torch.no_grad()
-def why_apart(causal_lm: PreTrainedModel, name: str, forward: Callable[[PreTrainedModel], PairLogprobs]) -> str | None:
+def why_apart(causal_lm: PreTrainedModel, name: str) -> str | None:
     """Why a pair's two sequences must be computed apart; None where they can share their prompt.
 
-    `forward` is PairLogprobs, which imports this. Where no miniature can be made, the model itself is tried in float32,
-    as exactly; in another precision sharing is not tried, and only its head is looked at. Else it is not run: it may
-    be on the meta device. Raises RecipeError where even log-probs computed apart would not be the model's own.
+    Where no miniature can be made, the model itself is tried in float32, as exactly; in another precision sharing is
+    not tried, and only its head is looked at. Else it is not run: it may be on the meta device. Raises RecipeError where even log-probs computed apart would not be the model's own.
     """
     reason = attention.why_not(type(causal_lm), causal_lm.config.get_text_config())
     for copy, expected in _tried_on(causal_lm):
-        model = forward(copy)
+        model = PairLogprobs(copy)
         if reason is None:
             try:
                 model.share_prompts(True)

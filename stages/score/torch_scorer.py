@@ -6,7 +6,7 @@ import torch
 
 from stages import schema
 from stages.logps.budget import fill
-from stages.logps.model import load
+from stages.logps.loading import load
 from stages.logps.probe import PROBE
 from stages.score.config import ScoreConfig, ScoreResources
 

@@ -15,7 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from stages.errors import ContractError
-from stages.logps.model import PairLogprobs, load
+from stages.logps.loading import load
+from stages.logps.model import PairLogprobs
 from stages.train.following.metrics_log import Metrics
 from stages.train.held_out import HeldOut
 from stages.train.job import Job

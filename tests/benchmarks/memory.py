@@ -66,7 +66,8 @@ def step(vocabulary: int, length: int, pairs: int, max_tokens: int, reference: b
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from stages.logps.budget import fill
-    from stages.logps.model import PairLogprobs, wrap
+    from stages.logps.loading import wrap
+    from stages.logps.model import PairLogprobs
 
     torch.manual_seed(0)
 
