@@ -36,7 +36,6 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="train.loss.beta=0.2, cluster.train.workers=4, .."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
-StageName = Annotated[str | None, typer.Option(metavar="STAGE")]
 LAPTOP = Path(__file__).parents[1] / "configs" / "clusters" / "laptop.yaml"
 
 

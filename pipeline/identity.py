@@ -11,9 +11,8 @@ from stages import storage
 from stages.digests import sha256_of
 from stages.errors import RecipeError
 from stages.model_files import is_tokenizer_file, split_revision
-from stages.shard.reading.files import matched
+from stages.shard.reading.files import SUFFIXES, matched
 
-_FILES = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".csv", ".tsv", ".arrow")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -98,7 +97,7 @@ def _hidden(path: Path, folder: Path) -> bool:
 
 def _hub_identity(name: str, kind: str, field: str) -> tuple[str, str]:
     base, revision = split_revision(name)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) or base.endswith(_FILES):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) or base.endswith(SUFFIXES):
         raise RecipeError(f"{field}: there is no file or folder {name} (looked from {Path.cwd()})")
     if not (revision and _COMMIT.fullmatch(revision)):
         revision = _commit_of(base, revision or "main", kind, field)

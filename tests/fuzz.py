@@ -107,9 +107,10 @@ def read(path: Path, choice: random.Random) -> str:
         config = ShardConfig(source=str(path), tokenizer="t", where=where, limit=choice.choice((None, 7)))
         work = survey(config, 5, slice_bytes=choice.choice((50, 3000, 1 << 20)))
         for piece in work.slices:
-            for table in piece.tables(10):
-                for text in table["row"].to_pylist():
-                    assert isinstance(text, str)
+            for number, text in piece.rows():
+                assert isinstance(number, int)
+                assert isinstance(text, str)
+                text.encode()  # as a column of text takes it
     except RecipeError:
         return "refused"
     return "rows"

@@ -10,7 +10,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from stages.train.job import Job
 from stages.train.worker import Worker
@@ -58,3 +60,7 @@ def last_step(out: Path) -> int:
 
 def figures(out: Path, names: Sequence[str]) -> list[tuple[Any, ...]]:
     return [tuple(line.get(name) for name in names) for line in metrics_of(out)]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "policy" / "model.safetensors")

@@ -9,8 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ranks import figures, last_step, metrics_of, train_on
-from safetensors.torch import load_file
+from ranks import figures, last_step, metrics_of, train_on, weights
 
 from pipeline.view.tables import _key_figures
 from stages.errors import ContractError
@@ -40,10 +39,6 @@ def job(inputs: tuple, tiny_model: Path, tmp_path_factory: pytest.TempPathFactor
 def undisturbed(job: Job) -> Job:
     train_on(job, world=1)
     return job
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "policy" / "model.safetensors")
 
 
 def kept(out: Path) -> list[int]:

@@ -159,13 +159,12 @@ def test_sources_keep_their_order_their_names_and_their_weights(folder: Path) ->
         {"source": "*.parquet", "name": "tables", "take": 2},
         limit=10,
     )
-    tables = [table for piece in work.slices for table in piece.tables(4)]
-    rows = pa.concat_tables(tables).to_pylist()
-    assert [row["source"] for row in rows] == ["small.jsonl"] * 10 + ["big"] * 3 + ["tables/table.parquet"] * 2
-    assert [row["which"] for row in rows] == [0] * 10 + [1] * 3 + [2] * 2
-    assert [row["weight"] for row in rows] == [0.5] * 10 + [1.0] * 5
+    rows = [(piece, number) for piece in work.slices for number, _ in piece.rows()]
+    assert [piece.name for piece, _ in rows] == ["small.jsonl"] * 10 + ["big"] * 3 + ["tables/table.parquet"] * 2
+    assert [piece.which for piece, _ in rows] == [0] * 10 + [1] * 3 + [2] * 2
+    assert [piece.source.weight for piece, _ in rows] == [0.5] * 10 + [1.0] * 5
     assert (work.rows, work.taken) == ([10, 10, 10], [10, 3, 2])
-    assert max(row["source_row"] for row in rows) < 10
+    assert max(number for _, number in rows) < 10
     piece = work.slices[-1]
     assert Slice(**pa.Table.from_pylist([piece.as_row()]).to_pylist()[0]) == piece  # as it comes through Ray
 

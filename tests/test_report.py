@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from stages import schema
 from stages.errors import RecipeError
+from stages.shard import hashes
 from stages.shard.config import ShardConfig
-from stages.shard.report import alike, hashes
+from stages.shard.report import alike
 from stages.shard.report.contamination import Evaluations
 from stages.shard.report.figures import Figures
 from stages.shard.report.report import note_part, report_of

@@ -11,8 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ranks import figures, last_step, metrics_of, train_on
-from safetensors.torch import load_file
+from ranks import figures, last_step, metrics_of, train_on, weights
 
 from stages import schema
 from stages.artifacts import ReferenceLogprobs
@@ -36,10 +35,6 @@ def job(inputs: tuple, tiny_model: Path, tmp_path_factory: pytest.TempPathFactor
 def undisturbed(job: Job) -> Job:
     train_on(job, world=1)
     return job
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "policy" / "model.safetensors")
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from stages import schema
+from stages import spans as spans_of
 from stages.artifacts import PreferencePairs
 from stages.shard.tokenization import load_tokenizer
 
@@ -73,7 +74,7 @@ def print_rejects(rejects: dict[str, Any], console: Console) -> None:
 
 
 def _decoded(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    sides = schema.sides(name for name in row if name.endswith("_ids"))
+    sides = schema.sides(row)
     shown = {key: value for key, value in row.items() if not isinstance(value, list)}
     for name in ("prompt", *sides):
         ids = row[f"{name}_ids"]
@@ -87,8 +88,11 @@ def _runs(ids: list[int], spans: list[int], tokenizer: Any) -> Iterator[Run]:
     special = set(tokenizer.all_special_ids) | {
         i for i, token in tokenizer.added_tokens_decoder.items() if token.special
     }
-    trained = {i for start, stop in zip(spans[::2], spans[1::2], strict=True) for i in range(start, stop)}
-    marks = [(i in trained, each in special, each if each in special else None) for i, each in enumerate(ids)]
+    trained = spans_of.marks(len(ids), spans).tolist()
+    marks = [
+        (is_trained, each in special, each if each in special else None)
+        for is_trained, each in zip(trained, ids, strict=True)
+    ]
     start, before = 0, ""
     for stop in range(1, len(ids) + 1):
         if stop == len(ids) or marks[stop] != marks[start] or marks[start][1]:

@@ -16,7 +16,7 @@ def reference_of(pairs: pa.Table, scored: pa.Table) -> dict[str, Any]:
     """Of a part and its log-probs, row for row. It adds up: `merged`. Rows that have an error do not count."""
     good = pc.is_null(scored["error"])
     pairs, scored = pairs.filter(good), scored.filter(good)
-    sides = schema.sides(name for name in pairs.column_names if name.endswith("_ids"))
+    sides = schema.sides(pairs.column_names)
     sums = [scored[f"ref_{side}_logps"].to_numpy() for side in sides]
     tokens = [pc.list_value_length(scored[f"ref_{side}_token_logps"]).to_numpy() for side in sides]
     told: dict[str, Any] = {"pairs": len(pairs)}

@@ -11,7 +11,7 @@ from stages.shard.config import Shape, ShardConfig, Source
 from stages.shard.parts.held_out import prompt_hash
 from stages.shard.report.contamination import evaluations
 from stages.shard.tokenization import Completion, Pair, Tokenizer
-from stages.shard.triple import Labelled, Rejected, Triple, outcomes
+from stages.shard.triple import Labelled, Rejected, Triple, read
 
 # What is encoded at once. More gains nothing, and takes memory: 100 bytes a token.
 _ROWS, _CHARACTERS = 500, 2_000_000
@@ -88,26 +88,14 @@ def tokenized(
 
 
 def _parsed(text: str, origin: Origin, config: ShardConfig) -> list[Triple | Labelled | Rejected]:
-    source = origin.source
-    found = outcomes(
-        text,
-        origin.shape,
-        source.columns,
-        pairing=source.pairing,
-        negative_margin=source.negative_margin,
-        text=source.text,
-        tools_column=config.chat.tools_column,
-        kwargs_column=config.chat.kwargs_column,
-        unrolled=config.rows == "labelled",
-    )
     rows: list[Triple | Labelled | Rejected] = []
-    for each in found:
+    for each in read(text, origin.shape, origin.source, config):
         if isinstance(each, Rejected):
             rows.append(each)
         elif config.decontaminate and (detail := evaluations(config.decontaminate).find(each)):
             rows.append(Rejected("contaminated", detail))
         else:
-            rows.append(replace(each, weight=each.weight * source.weight))
+            rows.append(replace(each, weight=each.weight * origin.source.weight))
     return rows
 
 

@@ -164,12 +164,6 @@ class ShardConfig(Selection):
         return ", ".join(unmarked(each.source)[0] for each in self.all_sources)
 
     @property
-    def parts(self) -> int:
-        """`num_parts`, once `run` has filled in what auto stands for."""
-        assert isinstance(self.num_parts, int)
-        return self.num_parts
-
-    @property
     def num_trained(self) -> int:
         """How many of `all_sources` are no held-out sets."""
         return len(self.all_sources) - len(self.eval)

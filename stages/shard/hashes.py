@@ -1,4 +1,4 @@
-"""64-bit hashes of token id lists and of their n-grams, many rows at a time."""
+"""64-bit hashes of numbers, of token id lists and of their n-grams, many rows at a time."""
 
 import zlib
 from typing import Any
@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 
 U64 = np.uint64
-_ODD = U64(0x9E3779B97F4A7C15)
+ODD = U64(0x9E3779B97F4A7C15)
 
 
 def mixed(values: Any) -> np.ndarray:
     """A bijection of 64-bit words in which every bit depends on all (splitmix64; Steele, Lea, Flood, 2014)."""
     with np.errstate(over="ignore"):
-        z = np.asarray(values).astype(U64) + _ODD
+        z = np.asarray(values).astype(U64) + ODD
         z = (z ^ (z >> U64(30))) * U64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> U64(27))) * U64(0x94D049BB133111EB)
     return z ^ (z >> U64(31))
@@ -46,7 +46,7 @@ def of_ngrams(words: np.ndarray, starts: np.ndarray, n: int) -> tuple[np.ndarray
     padded = np.concatenate([words, np.zeros(n, U64)])
     total = np.zeros(len(words), U64)
     for step in range(n):  # at every position, across rows too: what ends beyond its row is not taken
-        total = total * _ODD + padded[step : step + len(words)]
+        total = total * ODD + padded[step : step + len(words)]
     hashes = total[first]
     for row in np.flatnonzero((lengths < n) & (lengths > 0)):
         hashes[made[row]] = joined(*words[starts[row] : starts[row + 1], None])[0]

@@ -4,7 +4,7 @@ It loads no transformers, and renders no template: it counts the tokens of the t
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,8 +15,8 @@ from stages.model_files import at_hand, has_chat_template
 from stages.shard.config import Shape, ShardConfig, Source
 from stages.shard.reading.survey import sample
 from stages.shard.report.contamination import texts_of
-from stages.shard.shapes.tell import tell
-from stages.shard.triple import Labelled, Rejected, Triple, parse
+from stages.shard.shapes.tell import tell_source
+from stages.shard.triple import Labelled, Rejected, Triple, made_of, read
 from stages.storage import unmarked
 
 ROWS = 20
@@ -44,17 +44,12 @@ def _look_at(source: Source, config: ShardConfig) -> Look:
     if not Path(name).exists() and not any(character in name for character in "*?["):
         return Look(f"{name} is not on this machine: no row was looked at")
     rows = _sample(source)
-    told = tell([text for _, text in rows], source.columns, source.source, source.shape, source.text)
-    if told.shape == "labelled" and config.rows == "pairs":
-        raise RecipeError(
-            f"{source.source} holds labelled completions, of which no pairs can be made. Set shard.rows: labelled, and "
-            "train.loss to one that takes them, as kto does"
-        )
+    told = tell_source([text for _, text in rows], source, config)
     count, notices = _tokens(config, source, told.of_messages)
     lengths, problems = [], []
     for number, text in rows:
         try:
-            lengths.append(max(_length(each, config, count) for each in _parsed(text, told.shape, source, config)))
+            lengths.append(_longest(text, told.shape, source, config, count))
         except Rejected as error:
             problems.append(f"row {number}: {error.detail}")
     if not lengths:
@@ -69,11 +64,9 @@ def _look_at(source: Source, config: ShardConfig) -> Look:
     return Look(said, (*told.notices, *notices))
 
 
-def _parsed(text: str, shape: Shape, source: Source, config: ShardConfig) -> Sequence[Triple | Labelled]:
-    return parse(
-        text, shape, source.columns, pairing=source.pairing, negative_margin=source.negative_margin, text=source.text,
-        tools_column=config.chat.tools_column, kwargs_column=config.chat.kwargs_column,
-    )  # fmt: skip
+def _longest(text: str, shape: Shape, source: Source, config: ShardConfig, count: Count | None) -> int:
+    """Of what a row holds. Raises Rejected where it makes no pair."""
+    return max(_length(each, config, count) for each in made_of(read(text, shape, source, config)))
 
 
 def _length(row: Triple | Labelled, config: ShardConfig, count: Count | None) -> int:

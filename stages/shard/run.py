@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import ray
 
-from stages.errors import ContractError, RecipeError, out_of_ray
+from stages.artifacts import PreferencePairs
+from stages.errors import ContractError, out_of_ray
 from stages.progress import Progress, Silent
-from stages.shard.config import ShardConfig, ShardResources, Source
+from stages.shard.config import ShardConfig, ShardResources
 from stages.shard.parts.part import LARGEST, merge_rejects
 from stages.shard.reading.source import Slice
 from stages.shard.reading.survey import sample, survey
 from stages.shard.report.report import report_of
-from stages.shard.shapes.tell import SAMPLE, Told, tell
+from stages.shard.shapes.tell import SAMPLE, tell_source
 from stages.shard.task import Job, SliceDone, done_file, first_pass, second_pass
 
 _MERGED_BYTES = 32 << 20  # of rows that a task of the second pass makes parts of; one cell may have more
@@ -42,7 +42,9 @@ def shard(
     progress = progress or Silent()
     with out_of_ray():
         work = survey(config, resources.rows_per_task, _on_workers)
-    told = [_shape(config, source) for source in config.all_sources]
+    told = [
+        tell_source([text for _, _, text in sample(source, SAMPLE)], source, config) for source in config.all_sources
+    ]
     num_parts = work.num_parts if config.num_parts == "auto" else config.num_parts
     shapes = [each.shape for each in told]
     job = Job(config, shapes, num_parts, str(out), str(_scratch(out, work.slices)))
@@ -73,18 +75,6 @@ def _on_workers(function: Callable[[Slice], Any], pieces: Sequence[Slice]) -> li
         return list(map(function, pieces))
     task = ray.remote(lambda piece: function(piece))
     return ray.get([task.remote(piece) for piece in pieces])
-
-
-def _shape(config: ShardConfig, source: Source) -> Told:
-    """Told from the first rows."""
-    rows = [text for _, _, text in sample(source, SAMPLE)]
-    told = tell(rows, source.columns, source.source, source.shape, source.text)
-    if told.shape == "labelled" and config.rows == "pairs":
-        raise RecipeError(
-            f"{source.source} holds labelled completions, of which no pairs can be made. Set shard.rows: labelled, and "
-            "train.loss to one that takes them, as kto does"
-        )
-    return told
 
 
 def _scratch(out: Path, work: Sequence[Slice]) -> Path:
@@ -151,8 +141,8 @@ def _check_dropped(config: ShardConfig, facts: Counter[str], dropped: dict[str, 
     faults = sum(n for reason, n in dropped.items() if reason not in _WANTED)
     if not facts["pairs"] or faults > config.max_dropped_fraction * facts["rows"]:
         counts = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
-        rejects = pq.read_table(out / "rejects.parquet").to_pylist()
-        example = next((each for each in rejects if each["reason"] not in _WANTED), rejects[0])
+        rejects = PreferencePairs(out).rejects
+        example = next((each for each in rejects() if each["reason"] not in _WANTED), None) or next(rejects())
         raise ContractError(
             f"{sum(dropped.values())} of {facts['rows']} rows of {config.named} make no pair ({counts}), more than "
             f"shard.max_dropped_fraction {config.max_dropped_fraction} allows. The first: row "

@@ -32,8 +32,7 @@ class Job:
     scratch: str  # the folder of the fragments
 
     def origin_of(self, piece: Slice) -> Origin:
-        held_out = piece.which >= self.config.num_trained
-        return Origin(self.config.all_sources[piece.which], self.shapes[piece.which], held_out)
+        return Origin(piece.source, self.shapes[piece.which], piece.which >= self.config.num_trained)
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,9 @@ def tokenize_slice(piece: Slice, index: int, job: Job) -> SliceDone:
     fragments: list[str] = []
     aside: list[str] = []
     cells = np.zeros(num_cells(job.num_parts))
-    is_held_out = job.origin_of(piece).held_out
-    for number, (rows, rejects) in enumerate(_collected(piece, tokenizer, job)):
-        if len(rows) and is_held_out:
+    origin = job.origin_of(piece)
+    for number, (rows, rejects) in enumerate(_collected(piece, origin, tokenizer, job)):
+        if len(rows) and origin.held_out:
             write_prompts(rows["prompt_ids"].to_pylist(), scratch / f"{name}-{number:04d}{_HELD_OUT}")
         if len(rows):
             fragments.append(f"{name}-{number:04d}.rows.arrow")
@@ -79,10 +78,9 @@ def done_file(job: Job, index: int) -> Path:
     return Path(job.scratch) / f"{index:06d}.json"
 
 
-def _collected(piece: Slice, tokenizer: Tokenizer, job: Job) -> Iterator[tuple[pa.Table, pa.Table]]:
+def _collected(piece: Slice, origin: Origin, tokenizer: Tokenizer, job: Job) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Tokenized batches, joined until they are a fragment."""
     held: list[tuple[pa.Table, pa.Table]] = []
-    origin = job.origin_of(piece)
     for batch in batches(Raw(piece.name, number, text, piece.which) for number, text in piece.rows()):
         held.append(tokenized(batch, origin, tokenizer, job.config, job.num_parts))
         if sum(table.nbytes for both in held for table in both) > _FRAGMENT_BYTES:

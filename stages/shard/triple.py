@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from stages.shard.config import Columns, Pairing, Shape
+from stages.shard.config import Columns, Pairing, Shape, ShardConfig, Source
 from stages.shard.shapes.cells import margin_of, number
 from stages.shard.shapes.compared import compared_triple
 from stages.shard.shapes.known import compared_of
@@ -15,9 +15,24 @@ from stages.shard.shapes.ranked import ranked_of
 from stages.shard.shapes.repeats import SYSTEM
 from stages.shard.shapes.row import Labelled, Malformed, Message, Rejected, Triple
 
-__all__ = ["Labelled", "Malformed", "Message", "Rejected", "Triple", "outcomes", "parse"]
+__all__ = ["Labelled", "Malformed", "Message", "Rejected", "Triple", "made_of", "outcomes", "parse", "read"]
 
 Outcome = Triple | Labelled | Rejected
+
+
+def read(row: str, shape: Shape, source: Source, config: ShardConfig) -> list[Outcome]:
+    """`outcomes` of a row of a source, as the recipe says."""
+    return outcomes(
+        row,
+        shape,
+        source.columns,
+        pairing=source.pairing,
+        negative_margin=source.negative_margin,
+        text=source.text,
+        tools_column=config.chat.tools_column,
+        kwargs_column=config.chat.kwargs_column,
+        unrolled=config.rows == "labelled",
+    )
 
 
 def parse(row: str | dict[str, Any], shape: Shape, columns: Columns, **how: Any) -> list[Triple | Labelled]:
@@ -25,7 +40,11 @@ def parse(row: str | dict[str, Any], shape: Shape, columns: Columns, **how: Any)
 
     `how` are the keywords of `outcomes`.
     """
-    found = outcomes(row, shape, columns, **how)
+    return made_of(outcomes(row, shape, columns, **how))
+
+
+def made_of(found: Sequence[Outcome]) -> list[Triple | Labelled]:
+    """Never nothing: raises the first Rejected where there is nothing else."""
     made = [each for each in found if not isinstance(each, Rejected)]
     if not made:
         raise next(each for each in found if isinstance(each, Rejected))

@@ -16,6 +16,7 @@ _KINDS = {
 }  # fmt: skip
 _COMPRESSED = (".gz", ".zst", ".zstd")
 _READ = ".jsonl, .json, .ndjson, .csv, .tsv (each also with .gz or .zst), .parquet, .arrow"
+SUFFIXES = (*_KINDS, *_COMPRESSED)  # of what is read as a file
 _ABOUT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 # As the hub names them.
 _SPLITS = {

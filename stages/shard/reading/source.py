@@ -9,25 +9,15 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from stages import storage
 from stages.shard.config import Source
+from stages.shard.hashes import ODD, mixed
 from stages.shard.reading import array, cells, columnar, lines
 from stages.shard.reading.opening import is_array, text_of
 from stages.shard.reading.values import as_text
 from stages.shard.reading.where import Where, compiled
 
-# A row on its way: its origin, and the triple as JSON text, whatever it was read from.
-RAW = pa.schema(
-    [
-        ("source", pa.string()),  # the name of the file or set, of the source, or both
-        ("source_row", pa.int64()),  # its number there
-        ("row", pa.large_string()),
-        ("which", pa.int32()),  # of the sources of the config
-        ("weight", pa.float32()),  # of the source, in the loss
-    ]
-)
 _NO_TEXT = {"margin", "label", "scores", "ranks", "weight"}  # columns of numbers and truths, whose cells are read so
 _CHUNK = 500
 Record = bytes | str | dict[str, Any]  # a line, JSON text, or columns
@@ -57,12 +47,6 @@ class Slice:
 
         Raises RecipeError where the file is damaged.
         """
-        for number, record, holds in self.considered():
-            if holds:
-                yield number, json_text(record)
-
-    def considered(self) -> Iterator[tuple[int, Record, bool | None]]:
-        """Number, record and whether `where` holds, of the rows whose hash is low enough."""
         where = compiled(self.source.where) if self.source.where is not None else None
         numbered = self.records()
         while chunk := list(islice(numbered, _CHUNK)):
@@ -70,7 +54,8 @@ class Slice:
                 low = hashes(self.name, np.fromiter((number for number, _ in chunk), np.uint64)) < self.below
                 chunk = [each for each, is_low in zip(chunk, low.tolist(), strict=True) if is_low]
             for number, record in chunk:
-                yield number, record, _holds(where, record)
+                if _holds(where, record):
+                    yield number, json_text(record)
 
     def records(self, columns: Collection[str] | None = None) -> Iterator[tuple[int, Record]]:
         """(row number, what was read) of all rows but blank lines; of tables only `columns`, if given."""
@@ -110,17 +95,6 @@ class Slice:
         found = len(self.numbers())
         return found, found
 
-    def tables(self, rows_per_table: int) -> Iterator[pa.Table]:
-        rows = self.rows()
-        while chunk := list(islice(rows, rows_per_table)):
-            numbers, texts = zip(*chunk, strict=True)
-            size = len(chunk)
-            columns = [
-                pa.array([self.name] * size), pa.array(numbers), pa.array(texts, pa.large_string()),
-                pa.array([self.which] * size, pa.int32()), pa.array([self.source.weight] * size, pa.float32()),
-            ]  # fmt: skip
-            yield pa.table(columns, schema=RAW)
-
     def file(self) -> str:
         """On this node's disk."""
         return str(storage.fetched(self.path)) if storage.is_remote(self.path) else self.path
@@ -156,11 +130,7 @@ def columns_of(record: Record) -> dict[str, Any] | None:
 def hashes(name: str, numbers: np.ndarray) -> np.ndarray:
     """int64 [rows], evenly from 0 to 2^63, of a file's row numbers: which rows are taken depends on nothing else."""
     seed = np.uint64(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little"))
-    with np.errstate(over="ignore"):  # splitmix64
-        mixed = seed + (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)
+    return (mixed(seed + numbers.astype(np.uint64) * ODD) >> np.uint64(1)).astype(np.int64)
 
 
 def _holds(where: Where | None, record: Record) -> bool | None:

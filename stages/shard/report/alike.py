@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rensa import RMinHash
 
-from stages.shard.report.figures import completions_of
-from stages.shard.report.hashes import U64, flat, joined, mixed, of_lists, of_ngrams, of_text
+from stages import schema
+from stages.shard.hashes import U64, flat, joined, mixed, of_lists, of_ngrams, of_text
 
 SHINGLE = 5  # tokens
 BANDS, ROWS = 8, 8  # of MinHash values: half of all prompts with a Jaccard similarity of 0.74 meet, of 0.9 nearly all
@@ -30,7 +30,7 @@ _BAND = np.dtype([("band", U64), ("prompt", U64), ("held_out", np.bool_)])
 def write_hashes(pairs: pa.Table, path: Path, held_out: bool) -> None:
     """Of one part, to `path` with further suffixes. `held_out`: prompts are compared with those held out."""
     prompts = of_lists(pairs["prompt_ids"])
-    first, second = (of_lists(pairs[f"{side}_ids"]) for side in completions_of(pairs))
+    first, second = (of_lists(pairs[f"{side}_ids"]) for side in schema.sides(pairs.column_names))
     if "label" in pairs.column_names:
         label = pairs["label"].to_numpy()
         first, second = np.where(label, first, U64(0)), np.where(label, U64(0), first)

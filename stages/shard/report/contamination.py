@@ -15,8 +15,8 @@ import numpy as np
 
 from stages.errors import RecipeError
 from stages.shard.config import ShardConfig
+from stages.shard.hashes import U64, mixed, of_ngrams, of_text
 from stages.shard.reading.survey import slices
-from stages.shard.report.hashes import U64, mixed, of_ngrams, of_text
 from stages.shard.triple import Labelled, Triple
 
 WORDS = 13

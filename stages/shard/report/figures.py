@@ -36,7 +36,7 @@ class Figures:
         made = cls()
         lengths = {
             name: pc.list_value_length(pairs[f"{name}_ids"]).to_numpy().astype(np.int64)
-            for name in ("prompt", *completions_of(pairs))
+            for name in ("prompt", *schema.sides(pairs.column_names))
         }
         prompt, first, second = lengths.values()
         labelled = "label" in pairs.column_names
@@ -114,11 +114,6 @@ class Figures:
         d, dd, m, mm, dm = self.moments
         spread = (n * dd - d * d) * (n * mm - m * m)
         return round((n * dm - d * m) / math.sqrt(spread), 4) if spread > 1e-9 else None
-
-
-def completions_of(pairs: pa.Table) -> tuple[str, str]:
-    """Names of the two sides of rows that are on their way, and have other columns than those of a part."""
-    return schema.sides(name for name in pairs.column_names if name.endswith("_ids"))
 
 
 def _histogram(values: np.ndarray) -> Counter[int]:

@@ -42,11 +42,6 @@ def looks_like_messages(value: Any) -> bool:
     )
 
 
-def is_sharegpt(value: Any) -> bool:
-    messages = value if isinstance(value, list) else [value]
-    return looks_like_messages(value) and all("role" not in m for m in messages)
-
-
 def messages_of(value: Any, name: str) -> list[Message]:
     """Of a list of messages, or of one message alone. `name` is what people call it. Raises Malformed, Rejected."""
     value = [value] if isinstance(value, dict) else value

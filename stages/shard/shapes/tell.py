@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from stages.errors import RecipeError
-from stages.shard.config import Columns, Shape
+from stages.shard.config import Columns, Shape, ShardConfig, Source
 from stages.shard.shapes.known import PROMPTS, compared_of, label_columns, prompt_column
 from stages.shard.shapes.messages import decoded
 from stages.shard.shapes.paired import shape_of_pair
@@ -56,6 +56,17 @@ def tell(rows: Sequence[str], columns: Columns, source: str, shape: Shape = "aut
     if not of_messages and (note := _plain_text(sample, shape, columns, source)):
         notices.append(note)
     return Told(shape, of_messages, told, notices)
+
+
+def tell_source(rows: Sequence[str], source: Source, config: ShardConfig) -> Told:
+    """`tell` of the first rows of a source. Raises RecipeError also where the recipe makes nothing of their shape."""
+    told = tell(rows, source.columns, source.source, source.shape, source.text)
+    if told.shape == "labelled" and config.rows == "pairs":
+        raise RecipeError(
+            f"{source.source} holds labelled completions, of which no pairs can be made. Set shard.rows: labelled, and "
+            "train.loss to one that takes them, as kto does"
+        )
+    return told
 
 
 def shape_of(row: dict[str, Any], columns: Columns) -> Shape | None:
