@@ -24,7 +24,8 @@ def why_apart(causal_lm: PreTrainedModel, name: str) -> str | None:
     """Why a pair's two sequences must be computed apart; None where they can share their prompt.
 
     Where no miniature can be made, the model itself is tried in float32, as exactly; in another precision sharing is
-    not tried, and only its head is looked at. Else it is not run: it may be on the meta device. Raises RecipeError where even log-probs computed apart would not be the model's own.
+    not tried, and only its head is looked at. Else it is not run: it may be on the meta device.
+    Raises RecipeError where even log-probs computed apart would not be the model's own.
     """
     reason = attention.why_not(type(causal_lm), causal_lm.config.get_text_config())
     for copy, expected in _tried_on(causal_lm):
