@@ -22,18 +22,22 @@ _AGENT_SECONDS = 60  # for a cluster to be ready for jobs
 
 @contextmanager
 def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
-    """Connect to the cluster of `cluster.address`, or start one on this machine for as long as the context lasts."""
+    """Connect to the cluster of `cluster.address` or RAY_ADDRESS (Ray's own variable, which every job has), or start
+    one on this machine for as long as the context lasts.
+    """
     import ray
 
+    # "local" starts one. Without an address Ray would join whatever cluster this machine already runs.
+    address = cluster.address or (None if "RAY_ADDRESS" in os.environ else "local")
     try:
-        _check_answers(cluster.address)
+        _check_answers(address)
         ray.init(
-            address=cluster.address,
+            address=address,
             runtime_env=runtime_env(cluster),
             log_to_driver=True,
             # With its dashboard: without one Ray Train asks any other cluster on the machine whether its controller
             # lives, hears no, and stops the run.
-            include_dashboard=True if cluster.address is None else None,
+            include_dashboard=True if address == "local" else None,
             configure_logging=True,
             logging_level="info" if verbose else "warning",
         )
@@ -43,7 +47,7 @@ def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
     context.enable_progress_bars = False  # the pipeline draws its own
     context.raise_original_map_exception = True  # so that a worker's error reaches the user as itself
     try:
-        if cluster.address is None:
+        if address == "local":
             check_fits(cluster, {"CPU": 0, "GPU": 0} | ray.cluster_resources())
         yield
     finally:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ CHATML = (
 )
 os.environ |= {
     "HF_HUB_OFFLINE": "1",  # no test may depend on a hub
+    # torch.compile's cache does not ask for which instructions its kernels were made: of AVX-512 they give NaN to a run
+    # that is told to use AVX2.
+    "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/inductor-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how long a run that has ended is waited for
     # Worker processes that have imported what a stage needs are kept for the next test, not for a second.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stages import schema
 from stages.artifacts import PreferencePairs
 from stages.errors import ContractError, RecipeError
-from stages.shard.config import ShardConfig, ShardResources
+from stages.shard.config import Columns, ShardConfig, ShardResources
 from stages.shard.parts.mismatched import next_other, with_mismatched
 from stages.shard.run import shard
 from stages.shard.tokenization import Completion, hash_of, load_tokenizer
@@ -145,6 +145,18 @@ def test_ranked_rows_make_several_pairs_and_ties_are_no_fault(config: ShardConfi
     assert (facts["shape"], facts["pairs"], facts["dropped"]) == ("ranked", 32, {"tie": 4})
     margins = {(row["source_row"], row["margin"]) for row in rows_of(tmp_path / "out")}
     assert margins == {(i, m) for i in range(12) for m in {0: (1, 2, 3), 1: (2,), 2: (1, 2)}[i % 3]}
+
+
+def test_numbers_too_large_for_training_set_their_rows_aside(config: ShardConfig, tmp_path: Path) -> None:
+    numbers = ({"w": 1e39}, {"w": 2e38}, {"m": 1e300}, {"m": 1})
+    rows = [json.dumps({"w": 1, "m": 0} | GOOD[i] | each) for i, each in enumerate(numbers)]
+    update = {"columns": Columns(weight="w", margin="m"), "max_dropped_fraction": 1.0, "eval_fraction": 0.0}
+    one = config.model_copy(update={"source": write(tmp_path / "large.jsonl", rows)} | update)
+    assert shard(one, out=tmp_path / "one", resources=ShardResources())["dropped"] == {"weight": 1, "margin": 1}
+    fields = one.model_dump(exclude={"source", "sources"})
+    twice = ShardConfig(**fields, sources=[{"source": one.source, "weight": 2.0}])
+    assert shard(twice, out=tmp_path / "two", resources=ShardResources())["dropped"] == {"weight": 2, "margin": 1}
+    assert [row["weight"] for row in rows_of(tmp_path / "two")] == [2.0]
 
 
 def test_a_mixture_and_a_held_out_set(config: ShardConfig, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from stages import schema
@@ -15,6 +16,7 @@ from stages.shard.triple import Labelled, Rejected, Triple, read
 
 # What is encoded at once. More gains nothing, and takes memory: 100 bytes a token.
 _ROWS, _CHARACTERS = 500, 2_000_000
+_LARGEST = float(np.finfo(np.float32).max)
 
 SCHEMAS = {"pairs": schema.PAIRS, "labelled": schema.LABELLED}
 _WHICH = pa.field("which", pa.int32())  # of the sources of the config
@@ -95,8 +97,17 @@ def _parsed(text: str, origin: Origin, config: ShardConfig) -> list[Triple | Lab
         elif config.decontaminate and (detail := evaluations(config.decontaminate).find(each)):
             rows.append(Rejected("contaminated", detail))
         else:
-            rows.append(replace(each, weight=each.weight * origin.source.weight))
+            rows.append(_weighted(each, origin.source.weight))
     return rows
+
+
+def _weighted(row: Triple | Labelled, weight: float) -> Triple | Labelled | Rejected:
+    """The row with its own weight times its source's; set aside where float32, in which it is trained, overflows."""
+    made = replace(row, weight=row.weight * weight)
+    for name in ("weight", "margin"):
+        if (value := getattr(made, name, None)) is not None and value > _LARGEST:
+            return Rejected(name, f"its {name} is {value:g}; training takes {_LARGEST:.3g} at most")
+    return made
 
 
 def _table(

@@ -90,6 +90,15 @@ def test_run_shows_one_table_and_a_second_run_does_nothing(project: Project) -> 
     assert raydpo("verify", *options(project)).returncode == 0
 
 
+def test_a_cluster_that_is_not_named_is_not_joined(ray_cluster: str) -> None:
+    code = (
+        "import ray\nfrom pipeline.cluster import connected\nfrom pipeline.recipe.sections import Cluster\n"
+        "with connected(Cluster(), verbose=False): print(ray.get_runtime_context().gcs_address)"
+    )
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert started.stdout.strip() not in ("", ray_cluster)
+
+
 def test_a_submitted_job_runs_once(project: Project) -> None:
     import ray
 
