@@ -1,23 +1,85 @@
-"""Float32 products by oneDNN on AMD's CPUs with AVX-512: twice as fast there as what torch takes by itself, MKL."""
+"""Float32 products on CPUs by the faster of two libraries: MKL, which torch takes by itself, or oneDNN.
 
+Which one that is differs between makers and instruction sets, by a factor of 2 either way, so it is measured.
+"""
+
+import hashlib
+import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-_CPU = Path("/proc/cpuinfo")
-_FASTER = (
-    torch.backends.mkldnn.is_available()
-    and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    and _CPU.exists()
-    and "AuthenticAMD" in _CPU.read_text()  # on Intel's, MKL is the faster one
-)
+from stages.storage import copies
+
+_SHAPES = ((512, 576, 1536), (512, 1536, 576), (256, 2048, 2048))  # rows, inputs, outputs: of layers of models
+_ROUNDS = 4
+_GAIN = 1.1  # by which oneDNN has to be the faster one; less may be noise
+_by_onednn = False
+
+
+def choose() -> bool:
+    """Let `linear` use the faster library in this process from now on; True where that is oneDNN.
+
+    Measured once for a kind of CPU, its instructions and a number of threads, in less than a second, and kept beside
+    what a node has fetched: a run that goes on after a stop must round as it did before.
+    """
+    global _by_onednn
+    kept = copies().with_name("products") / hashlib.sha256(_kind().encode()).hexdigest()[:16]
+    try:
+        if not kept.exists():
+            _write(kept, _onednn_is_faster())
+        _by_onednn = kept.read_text().startswith("onednn")
+    except OSError:  # a home that cannot be written
+        _by_onednn = _onednn_is_faster()
+    return _by_onednn
+
+
+def _kind() -> str:
+    cpu = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line for line in cpu if line.startswith("model name")), "")
+    told = [f"{name}={os.environ.get(name)}" for name in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")]
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return "\n".join([model, instructions, *told, f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"])
+
+
+def _write(kept: Path, onednn: bool) -> None:
+    """Of processes that measure at the same time, the first one is right for all."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    made = kept.with_name(f"{kept.name}.{os.getpid()}")
+    made.write_text(f"{'onednn' if onednn else 'torch'}\n{_kind()}\n")
+    with suppress(FileExistsError):
+        os.link(made, kept)
+    made.unlink()
+
+
+@torch.no_grad()
+def _onednn_is_faster() -> bool:
+    """By the products that a layer's forward and backward pass ask for."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    seconds = dict.fromkeys((True, False), 0.0)
+    for rows, inputs, outputs in _SHAPES:
+        x, weight, gradient = (torch.ones(shape) for shape in ((rows, inputs), (outputs, inputs), (rows, outputs)))
+        asked = ((x, weight), (gradient, weight.t()), (gradient.t(), x.t()))
+        best = dict.fromkeys(seconds, float("inf"))
+        for _ in range(_ROUNDS):
+            for onednn in best:
+                began = time.perf_counter()
+                for a, b in asked:
+                    product(a, b) if onednn else functional.linear(a, b)
+                best[onednn] = min(best[onednn], time.perf_counter() - began)
+        for onednn, least in best.items():
+            seconds[onednn] += least
+    return seconds[False] > _GAIN * seconds[True]
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [..., K] times weight [N, K] transposed, plus bias [N] -> [..., N]: torch.nn.functional.linear."""
-    if not (_FASTER and weight.device.type == "cpu" and weight.dtype == x.dtype == torch.float32):
+    if not (_by_onednn and weight.device.type == "cpu" and weight.dtype == x.dtype == torch.float32):
         return functional.linear(x, weight, bias)
     output = product(x.reshape(-1, x.shape[-1]), weight).unflatten(0, x.shape[:-1])
     return output if bias is None else output + bias

@@ -14,7 +14,7 @@ from stages.errors import RecipeError
 from stages.logps import attention
 from stages.logps.head import Head, LogitRule
 from stages.logps.layout import ROUND, Both, Ids, Layout, pack, pad
-from stages.logps.linear import Linear
+from stages.logps.linear import Linear, choose
 
 
 class PairLogprobs(nn.Module):
@@ -26,6 +26,8 @@ class PairLogprobs(nn.Module):
         self.rule = LogitRule.of(causal_lm.config.get_text_config())
         self.shares_prompts = False
         self._own_attention = causal_lm.config._attn_implementation
+        if causal_lm.dtype == torch.float32 and not torch.cuda.is_available():
+            choose()
         for module in causal_lm.modules():
             if type(module) is nn.Linear:
                 Linear.take_over(module)

@@ -169,8 +169,9 @@ def peak(options: argparse.Namespace) -> dict[str, float]:
     """FLOP/s of the best of some large products: by torch's matmul, and by the layers' own `linear`."""
     import torch
 
-    from stages.logps.linear import linear
+    from stages.logps.linear import choose, linear
 
+    choose()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(size, size, dtype=getattr(torch, options.dtype), device=device) for _ in range(2))
