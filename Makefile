@@ -7,8 +7,8 @@ MODEL := .models/SmolLM2-135M-Instruct
 demo: .venv/.runtime $(MODEL)  ## install, then run the three stages on the embedded triples
 	$(BIN)/raydpo run configs/recipes/demo.yaml
 
-test: .venv/.dev $(MODEL)  ## all tests
-	$(BIN)/python -m pytest
+test: .venv/.dev $(MODEL)  ## all tests, in two processes
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 lint: .venv/.dev  ## the fast part of `make check`
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""What tests share: a tiny random model with a real tokenizer, SmolLM2, and one Ray cluster for the session."""
+"""What tests share: a tiny random model with a real tokenizer, SmolLM2, and one Ray cluster for a process's session."""
 
 import json
 import os
@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 import yaml
+from xdist.scheduler import LoadScopeScheduling
 
 from pipeline.cluster import connected
 from pipeline.plan import Step, plan
@@ -38,6 +40,17 @@ os.environ |= {
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_num_workers_soft_limit": "8",
 }
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """Each of pytest's processes takes a whole file when it is free; tests/e2e is one piece, the largest and first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/e2e" if nodeid.startswith("tests/e2e/") else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 def make_tokenizer(folder: Path, chat_template: str | None = CHATML) -> None:
