@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,7 @@ _processes.set_forkserver_preload(["stages.train.worker", "transformers.models.l
 
 def train_on(job: Job, world: int, kill_after: int | None = None) -> None:
     """Train with `world` ranks; they are killed once step `kill_after` has ended, or work until their end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    job.out.mkdir(parents=True, exist_ok=True)
-    ranks = [_processes.Process(target=_rank, args=(job, rank, world, port)) for rank in range(world)]
-    for process in ranks:
-        process.start()
+    ranks = _started(world, _train, job)
     if kill_after is not None:
         while last_step(job.out) < kill_after:
             assert all(process.exitcode is None for process in ranks), "the ranks ended before they could be killed"
@@ -42,10 +36,33 @@ def train_on(job: Job, world: int, kill_after: int | None = None) -> None:
         assert [process.exitcode for process in ranks] == [0] * world
 
 
-def _rank(job: Job, rank: int, world: int, port: int) -> None:
+def together(world: int, work: Callable[..., None], *arguments: Any) -> None:
+    """`work(*arguments)` by all ranks of a process group, to its end."""
+    ranks = _started(world, work, *arguments)
+    for process in ranks:
+        process.join()
+    assert [process.exitcode for process in ranks] == [0] * world
+
+
+def _started(world: int, work: Callable[..., None], *arguments: Any) -> list[Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [_processes.Process(target=_rank, args=(rank, world, port, work, arguments)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def _rank(rank: int, world: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    Worker(job).run()
+    work(*arguments)
     dist.destroy_process_group()
+
+
+def _train(job: Job) -> None:
+    job.out.mkdir(parents=True, exist_ok=True)
+    Worker(job).run()
 
 
 def metrics_of(out: Path) -> list[dict[str, Any]]:

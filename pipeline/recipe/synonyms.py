@@ -95,6 +95,10 @@ SAME = {
     ),
     "torch_compile": "cluster.train.compile",
     **dict.fromkeys(("adam_offload", "offload", "offload_optimizer", "fsdp_cpu_offload"), "cluster.train.cpu_offload"),
+    **dict.fromkeys(("context_parallel_size", "cp_size", "sequence_parallel_size", "sp_size", "ring_attn_size"),
+        "cluster.train.context_parallel"),
+    **dict.fromkeys(("fsdp_shard_size", "dp_shard_size", "data_parallel_shard_degree", "hsdp_shard_dim"),
+        "cluster.train.shard_size"),
     **dict.fromkeys(("save_steps", "save_period", "save_interval"), "cluster.train.checkpoint_steps"),
     **dict.fromkeys(("save_total_limit", "max_ckpt_num", "keep_last_n_checkpoints"), "cluster.train.keep_checkpoints"),
     **dict.fromkeys(

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig
 
+from stages.logps.exchange import Exchange
 from stages.logps.layout import Stretches
 
 NAME = "raydpo_stretches"
@@ -38,6 +39,7 @@ def stretch_attention(
     attention_mask: torch.Tensor | None,  # noqa: ARG001
     *,
     stretches: Stretches,
+    exchange: Exchange | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -46,13 +48,18 @@ def stretch_attention(
 ) -> tuple[torch.Tensor, None]:
     """query [1, heads, T, D], key and value [1, kv_heads, T, D] -> ([1, T, heads, D], None).
 
+    With `exchange` they hold this rank's tokens of the row; the heads are shared out meanwhile.
     Raises NotImplementedError where the model asks for what this does not compute (sinks, biases, dropout).
     """
     if dropout or any(others.get(name) is not None for name in ("s_aux", "position_bias", "alibi", "head_mask")):
         raise NotImplementedError("attention sinks, position biases, head masks and dropout are not supported")
+    if exchange is not None:
+        query, key, value = exchange.for_heads(query, key, value)
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and softcap is None:
-        return _varlen(query, key, value, stretches, scaling, sliding_window), None
-    return _one_by_one(query, key, value, stretches, scaling, sliding_window, softcap), None
+        output = _varlen(query, key, value, stretches, scaling, sliding_window)
+    else:
+        output = _one_by_one(query, key, value, stretches, scaling, sliding_window, softcap)
+    return (output if exchange is None else exchange.for_tokens(output)), None
 
 
 AttentionInterface.register(NAME, stretch_attention)

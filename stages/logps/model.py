@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from stages.errors import RecipeError
 from stages.logps import attention
+from stages.logps.exchange import Exchange
 from stages.logps.head import Head, LogitRule
 from stages.logps.layout import ROUND, Both, Ids, Layout, pack, pad
 from stages.logps.linear import Linear, choose
@@ -25,6 +26,7 @@ class PairLogprobs(nn.Module):
         self.causal_lm = causal_lm
         self.rule = LogitRule.of(causal_lm.config.get_text_config())
         self.shares_prompts = False
+        self.exchange: Exchange | None = None
         self._own_attention = causal_lm.config._attn_implementation
         if causal_lm.dtype == torch.float32 and not torch.cuda.is_available():
             choose()
@@ -48,12 +50,28 @@ class PairLogprobs(nn.Module):
         self.causal_lm.set_attn_implementation(attention.NAME if shares else self._own_attention)
         self.shares_prompts = shares
 
+    def spread_tokens(self, exchange: Exchange, name: str) -> None:
+        """Compute from now on this rank's tokens of each row; the ranks of `exchange` call forward together.
+
+        Raises RecipeError where pairs are computed apart, as then only the model's own attention knows how, and where
+        the heads cannot be shared out.
+        """
+        if not self.shares_prompts:
+            raise RecipeError(
+                f"cluster.train.context_parallel is {exchange.size}, but {name} ({type(self.causal_lm).__name__}) "
+                "computes the two sequences of a pair apart (the log says why), by its own attention, which needs all "
+                "tokens at once. Set it to 1"
+            )
+        exchange.check(self.causal_lm.config.get_text_config().num_attention_heads, name)
+        self.exchange = exchange
+
     def lay_out(self, pairs: Sequence[tuple[Ids, Ids, Ids]], trained: Sequence[Both] | None = None) -> Layout:
         """Pairs as (prompt_ids, chosen_ids, rejected_ids) -> what this model's forward takes.
 
         `trained`: of each pair the spans of both completions (spans.py); left out, all of their tokens.
         """
-        return pack(pairs, ROUND, trained) if self.shares_prompts else pad(pairs, trained)
+        multiple = ROUND * (1 if self.exchange is None else self.exchange.size)
+        return pack(pairs, multiple, trained) if self.shares_prompts else pad(pairs, trained)
 
     def compile_layers(self) -> None:
         """Let torch.compile fuse what stands between the products of each decoder layer; the first call takes longer.
@@ -77,11 +95,21 @@ class PairLogprobs(nn.Module):
         A token that nothing comes before, the first of a completion after an empty prompt, has a log-prob of 0: a
         causal model says nothing of it, and trainers leave it out of their sums.
         """
+        exchange, ids, positions = self.exchange, layout.input_ids, layout.position_ids
+        sources, targets = layout.sources, layout.targets
         seen: dict[str, Any] = {"attention_mask": layout.attention_mask}
         if layout.stretches is not None:
-            seen = {"position_ids": layout.position_ids, "stretches": layout.stretches}
-        output = self.causal_lm.base_model(input_ids=layout.input_ids, use_cache=False, **seen)
-        spare = (0, -len(layout.targets) % ROUND)
-        hidden = output.last_hidden_state.flatten(0, 1)[pad_end(layout.sources.clamp(min=0), spare)]
-        logps: torch.Tensor = self.head.target_logps(hidden, pad_end(layout.targets, spare), self.rule, squares)
-        return logps[..., : len(layout.targets)].where(layout.sources >= 0, 0.0)
+            seen = {"position_ids": positions, "stretches": layout.stretches}
+        if exchange is not None and positions is not None:
+            ids, seen["position_ids"], seen["exchange"] = exchange.own(ids), exchange.own(positions), exchange
+            own = exchange.holds(sources)
+            sources, targets = sources[own] // exchange.size, targets[own]
+        output = self.causal_lm.base_model(input_ids=ids, use_cache=False, **seen)
+        count = len(targets)
+        spare = (0, max(1, -(-count // ROUND)) * ROUND - count)  # at least one row: all ranks call the head
+        hidden = output.last_hidden_state.flatten(0, 1)[pad_end(sources.clamp(min=0), spare)]
+        logps: torch.Tensor = self.head.target_logps(hidden, pad_end(targets, spare), self.rule, squares)
+        logps = logps[..., :count]
+        if exchange is not None:
+            logps = exchange.joined(logps, own, len(layout.targets))
+        return logps.where(layout.sources >= 0, 0.0)

@@ -1,5 +1,6 @@
 """How the policy is trained. There is no field for a reference model: training reads only its log-probs."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -117,6 +118,8 @@ class TrainResources(Config):
     workers: Count | Elastic = 1  # a number, or {min: .., max: ..}: then a run goes on without nodes that it loses
     cpus_per_worker: Count = 1
     gpus_per_worker: int = Field(0, ge=0, le=1)
+    shard_size: Count | None = None  # workers that hold one copy of the weights between them (HSDP); None: all
+    context_parallel: Count = 1  # workers that share the tokens of each micro-batch
     restarts: int = Field(3, ge=0)  # of all workers, when one dies, with or without its node; preemptions do not count
     resize_seconds: float = Field(60, gt=0)  # how often an elastic run looks for room for more workers
     stall_seconds: float = Field(600, gt=0)  # a step that takes longer is reported with each worker's stack
@@ -131,3 +134,14 @@ class TrainResources(Config):
     activation_checkpointing: Literal["none", "selective", "layer"] = "none"  # selective: all but matmuls is recomputed
     compile: bool = False  # each decoder layer, with torch.compile; needs a C++ compiler, and time at the start
     cpu_offload: bool = False  # weights, gradients and optimizer in the memory of the host; for GPUs
+
+    @model_validator(mode="after")
+    def _workers_in_multiples(self) -> "TrainResources":
+        multiple, workers = math.lcm(self.shard_size or 1, self.context_parallel), self.workers
+        for count in (workers.min, workers.max) if isinstance(workers, Elastic) else (workers,):
+            if count % multiple:
+                raise ValueError(
+                    f"{count} workers cannot be divided by shard_size {self.shard_size} and context_parallel "
+                    f"{self.context_parallel}: give a multiple of {multiple}"
+                )
+        return self

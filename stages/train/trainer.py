@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from stages.errors import ContractError
@@ -32,6 +32,7 @@ from stages.train.pairs.shares import shares
 from stages.train.policy.fsdp import shard_model
 from stages.train.policy.layers import prepare_layers
 from stages.train.policy.lora import add_adapters
+from stages.train.policy.mesh import Mesh
 from stages.train.schedule import lr_at
 
 _EVALUATED_AT_ONCE = 1024  # pairs
@@ -51,6 +52,7 @@ class Trainer:
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(job.resources.cpus_per_worker)
+        self.mesh = Mesh(self.device.type, self.world, job.resources)
         config, cache, counts = self.config, NodeCache(job.resources.cache), self._counts()
         sets = {
             split: PairSet(job.pairs, job.logprobs, split, cache, counts, config.loss.positive_margin)
@@ -80,8 +82,9 @@ class Trainer:
         if config.lora is not None:
             add_adapters(model.causal_lm, config.lora, config.seed)
         prepare_layers(model, resources)
-        mesh = init_device_mesh(self.device.type, (self.world,))
-        shard_model(model.to(self.device), mesh, config.dtype, resources.cpu_offload)
+        if self.mesh.exchange is not None:
+            model.spread_tokens(self.mesh.exchange, config.policy)
+        shard_model(model.to(self.device), self.mesh.weights, config.dtype, resources.cpu_offload)
         return model
 
     def state(self) -> dict[str, Any]:
@@ -106,7 +109,9 @@ class Trainer:
         step_loss, drift = self._step_loss(self.pairs, rows), RefDrift()
         compares = step == 1 and config.loss.reference
         self._beat(step)
-        for work in step_loss.work:
+        for number, work in enumerate(step_loss.work, start=1):
+            if isinstance(self.model, FSDPModule):  # copies of the weights: their gradients are summed once
+                self.model.set_requires_all_reduce(number == len(step_loss.work))
             loss, batch, token_logps = step_loss.learn(work)
             # FSDP averages gradients over ranks; the loss is a mean over the pairs of the step.
             (loss * self.world / config.global_batch).backward()
@@ -177,16 +182,17 @@ class Trainer:
 
     def _step_loss(self, pairs: PairSet, rows: np.ndarray, larger: int = 1) -> StepLoss:
         """The loss over `rows` of the pairs, in micro-batches that may be `larger` than those of training."""
-        max_tokens = larger * self.job.resources.max_tokens_per_microbatch
+        resources, mesh = self.job.resources, self.mesh
+        max_tokens = larger * resources.max_tokens_per_microbatch * resources.context_parallel
         work = [
             Work(
                 partial(self._batch, pairs, rows[share.rows]),
                 torch.from_numpy(share.rows).to(self.device),
                 torch.from_numpy(share.weights).to(self.device),
             )
-            for share in shares(np.arange(len(rows)), pairs.lengths(rows), self.rank, self.world, max_tokens)
+            for share in shares(np.arange(len(rows)), pairs.lengths(rows), mesh.rank, mesh.world, max_tokens)
         ]
-        return StepLoss(self.config.loss, self.model, work, len(rows), self.loss_state)
+        return StepLoss(self.config.loss, self.model, work, len(rows), self.loss_state, mesh.group)
 
     def _batch(self, pairs: PairSet, rows: np.ndarray) -> Batch:
         self._beat(None)

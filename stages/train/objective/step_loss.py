@@ -31,8 +31,18 @@ class StepLoss:
     order.
     """
 
-    def __init__(self, loss: Loss, model: PairLogprobs, work: Sequence[Work], num_pairs: int, memory: Memory):
+    def __init__(
+        self,
+        loss: Loss,
+        model: PairLogprobs,
+        work: Sequence[Work],
+        num_pairs: int,
+        memory: Memory,
+        group: dist.ProcessGroup | None = None,
+    ):
+        """`group`: the ranks that compute different pairs; None: all."""
         self.loss, self.model, self.work, self.num_pairs, self.memory = loss, model, work, num_pairs, memory
+        self._group = group
         self._tokens = 0  # that this rank has computed
         self.data_seconds = 0.0  # that this rank has waited for pairs
         self._squares = any(getattr(term, "wpo", False) for term in loss.terms)
@@ -69,7 +79,7 @@ class StepLoss:
     def all_tokens(self) -> int:
         """Tokens that all ranks have computed."""
         total = torch.tensor(self._tokens, device=self.work[0].weights.device)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self._group)
         return int(total)
 
     def _find_slopes(self) -> tuple[torch.Tensor | None, ...]:
@@ -96,7 +106,7 @@ class StepLoss:
         """Trained tokens of a chosen completion, the mean over the step."""
         lengths = [(work.weights * work.batch().layout.lengths()[0]).sum() for work in self.work]
         total = torch.stack(lengths).sum()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self._group)
         return total.item() / self.num_pairs
 
     def _gathered(self, parts: Sequence[Logps]) -> Logps:
@@ -106,7 +116,7 @@ class StepLoss:
         for work, seen in zip(self.work, parts, strict=True):
             own = work.weights > 0
             table[work.positions[own]] = torch.stack(list(seen), 1)[own]
-        dist.all_reduce(table)  # of each row, all ranks but one have zeros
+        dist.all_reduce(table, group=self._group)  # of each row, all ranks but one have zeros
         return kind(*table.unbind(1))
 
 
