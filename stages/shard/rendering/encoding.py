@@ -5,6 +5,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from stages.shard.rendering.control import Control
+from stages.shard.rendering.words import words_of
 
 # The encoder remembers the tokens of words; tokenizers' own default of 10,000 words is full after a thousand long rows,
 # and stays as it is then. 200,000 words take a fifth less time on reviews of films, and 20 MB.
@@ -32,6 +33,7 @@ class Encoder:
             self._backend.no_padding()
             if hasattr(self._backend.model, "_resize_cache"):  # of byte-pair models
                 self._backend.model._resize_cache(_REMEMBERED_WORDS)
+        self._words = None if self._backend is None else words_of(self._backend)
         self._control_ids = {tokenizer.convert_tokens_to_ids(token) for token in control.tokens}
         self._anchor = self._batch([_ANCHOR])[0]
         # SentencePiece's kind writes a blank before every text, and so inside a dialogue too.
@@ -69,8 +71,15 @@ class Encoder:
         if self._backend is None:
             made = self._tokenizer(texts, add_special_tokens=opens, split_special_tokens=literal)["input_ids"]
             return [list(ids) for ids in made]
-        self._backend.encode_special_tokens = literal
-        try:
-            return [made.ids for made in self._backend.encode_batch_fast(texts, add_special_tokens=opens)]
-        finally:
-            self._backend.encode_special_tokens = False
+        if self._words is None or (opens and self._backend.encode("").ids):
+            return _asked(self._backend, texts, literal, opens)
+        others = iter(_asked(self._backend, [text for text in texts if not text.isascii()], literal, opens))
+        return [self._words.ids(text, literal) if text.isascii() else next(others) for text in texts]
+
+
+def _asked(backend: Any, texts: list[str], literal: bool, opens: bool) -> list[list[int]]:
+    backend.encode_special_tokens = literal
+    try:
+        return [made.ids for made in backend.encode_batch_fast(texts, add_special_tokens=opens)]
+    finally:
+        backend.encode_special_tokens = False
