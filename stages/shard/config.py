@@ -170,4 +170,4 @@ class ShardConfig(Selection):
 
 
 class ShardResources(Config):
-    rows_per_task: Count = 10_000  # rows that one Ray task tokenizes, where a source can be cut
+    rows_per_task: Count = 4_000  # rows that one Ray task tokenizes, where a source can be cut

@@ -128,8 +128,9 @@ class Renderer:
             literal = [*before.literal, *([True] * len(spelled)), *after.literal]
             self._refuse([(name, text) for text, is_spelled in zip(texts, literal, strict=True) if is_spelled])
             skeleton = self._skeleton(shared, after.key, kwargs, template, name, texts)
-            whole = template.render(joined([*prompt, *side], len(prompt), continued), False, row.tools, kwargs)
-            texts = _fitting(skeleton, texts, whole, name)
+            if not skeleton.blind:
+                whole = template.render(joined([*prompt, *side], len(prompt), continued), False, row.tools, kwargs)
+                texts = _fitting(skeleton, texts, whole, name)
             counted = counted or any(literal)
             keep = self._config.control_tokens == "keep"
             kept = set() if keep else {i for i, is_spelled in enumerate(literal) if is_spelled}

@@ -13,6 +13,7 @@ from stages.shard.rendering.calls import emptied_of, function_of, with_arguments
 from stages.shard.rendering.control import Control
 from stages.shard.rendering.dialogue import Dialogue
 from stages.shard.rendering.messages import SENTINEL, Message, sentinel
+from stages.shard.rendering.opaque import TEXTS, opaque
 from stages.shard.rendering.template import Template
 from stages.shard.triple import Rejected
 
@@ -42,6 +43,7 @@ class Skeleton(NamedTuple):
     prompt: list[Part]
     sections: list[Section]  # of the completion; the last of them ends where the model stops
     quoted: frozenset[int]  # holes that stand in double quotes: as JSON, perhaps
+    blind: bool  # the template writes this whatever the texts say
 
 
 class Builder:
@@ -72,7 +74,15 @@ class Builder:
             for at in places
             if _QUOTED[0].search(self.text, 0, at) and _QUOTED[1].match(self.text, at + len(sentinel(hole)))
         )
-        return Skeleton(_split(self.text), _split(prompt), sections, quoted)
+        return Skeleton(_split(self.text), _split(prompt), sections, quoted, not quoted and self._blind())
+
+    def _blind(self) -> bool:
+        if self.dialogue.tools or any(message.keys() - {"role", *TEXTS} for message in self.messages):
+            return False  # their texts are not all in the holes
+        try:
+            return self.template.may_be_blind and self._render(opaque(self.messages)) == self.text
+        except Rejected:  # it looked at one
+            return False
 
     def _render(self, messages: list[Message], prompted: bool = False) -> str:
         return self.template.render(messages, prompted, self.dialogue.tools, self.dialogue.kwargs)

@@ -11,6 +11,7 @@ from stages.errors import RecipeError
 from stages.shard.config import Chat
 from stages.shard.rendering.calls import as_text, parsed, with_arguments
 from stages.shard.rendering.messages import REASONING, Message
+from stages.shard.rendering.opaque import may_be_blind
 from stages.shard.triple import Rejected
 
 # What `apply_chat_template` takes for itself, and no row may set.
@@ -38,6 +39,7 @@ class Template:
                 "triples of plain strings"
             )
         self.source = str(tokenizer.chat_template)
+        self.may_be_blind = may_be_blind(self.source)
         self._name, self._asks_clock = chat.template or name, "strftime_now" in self.source
         self._date = chat.date
         fixed = chat.date or datetime.date(2026, 1, 31)
