@@ -1,6 +1,6 @@
 """Ranks that share weights, or the tokens of a row: the numbers are the same, whoever holds what."""
 
-from collections.abc import Iterator
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from ranks import figures, last_step, together, train_on, weights
 from test_logps import GROUPED, PAIRS, SMALL, make
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from transformers import (
     AutoTokenizer,
     DeepseekV3Config,
@@ -36,6 +37,7 @@ from stages.train.config import Lora, TrainConfig, TrainResources
 from stages.train.job import Job
 from stages.train.objective.named import labelled, paired, reference_free
 from stages.train.objective.named.loss import Sum
+from stages.train.policy.adam8bit import AdamW8bit
 from stages.train.policy.layers import prepare_layers
 from stages.train.policy.mesh import Mesh, check_world
 from stages.train.worker import Worker
@@ -127,8 +129,10 @@ def jobs(inputs: tuple, model: Path, tmp_path_factory: pytest.TempPathFactory) -
         "adapters": (TrainConfig(**shape | {"lora": Lora(rank=4, merge=True), "lr": 1e-2}), inputs),
         "step": (TrainConfig(**shape, loss=step_losses), inputs),
         "kto": (TrainConfig(**shape, loss=labelled.Kto()), rows),
+        "8bit": (TrainConfig(**shape, optimizer="adamw_8bit"), inputs),
     }
-    return {name: Job(config, TrainResources(), *given, folder / name, 128) for name, (config, given) in made.items()}
+    resources = TrainResources(checkpoint_steps=2, keep_checkpoints=9)
+    return {name: Job(config, resources, *given, folder / name, 128) for name, (config, given) in made.items()}
 
 
 def shared(job: Job, out: Path, **resources: Any) -> Job:
@@ -138,9 +142,18 @@ def shared(job: Job, out: Path, **resources: Any) -> Job:
 
 
 @pytest.fixture(scope="module")
-def runs(jobs: dict[str, Job], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of what four ranks have made of the jobs; one of them began in another division, and was killed."""
+def runs(jobs: dict[str, Job], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of what four ranks have made of the jobs, after one rank has.
+
+    Two of them began in another division: of four ranks, that were killed, and of one.
+    """
     folder = tmp_path_factory.mktemp("four")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    for job in jobs.values():
+        job.out.mkdir(parents=True)
+        Worker(job).run()
+    dist.destroy_process_group()
+    begun(jobs["8bit"].out, folder / "8bit")
     copies = shared(jobs["plain"], folder / "killed", shard_size=2)
     train_on(copies, WORLD, kill_after=3)
     assert last_step(copies.out) < STEPS
@@ -157,14 +170,16 @@ def runs(jobs: dict[str, Job], tmp_path_factory: pytest.TempPathFactory) -> Iter
         ),
         shared(jobs["step"], folder / "step", context_parallel=2),
         shared(jobs["kto"], folder / "kto", context_parallel=2, shard_size=2),
+        shared(jobs["8bit"], folder / "8bit", shard_size=2),
     ]
     together(WORLD, make_all, wanted, folder)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    for job in jobs.values():
-        job.out.mkdir(parents=True)
-        Worker(job).run()
-    dist.destroy_process_group()
     return folder
+
+
+def begun(run: Path, out: Path) -> None:
+    """The beginning of a run, as its first checkpoint and its metrics have it."""
+    shutil.copytree(run / "checkpoints" / "step-00000002", out / "checkpoints" / "step-00000002")
+    shutil.copy(run / "metrics.jsonl", out)
 
 
 def make_all(wanted: list[Job], folder: Path) -> None:
@@ -177,6 +192,8 @@ def make_all(wanted: list[Job], folder: Path) -> None:
     if dist.get_rank() == 0:
         torch.save(found, folder / "differences.pt")
         torch.save(refusals, folder / "refusals.pt")
+    shards = shards_apart()
+    torch.save(shards, folder / f"shards-{dist.get_rank()}.pt")
     for job in wanted:
         job.out.mkdir(parents=True, exist_ok=True)
         Worker(job).run()
@@ -223,6 +240,38 @@ def learned(model: PairLogprobs, group: dist.ProcessGroup | None) -> tuple[torch
     return values.detach(), gradients
 
 
+def shards_apart() -> dict[str, bool]:
+    """Whether this rank's rows, codes and scales are those of the whole weight, after steps on the same gradients."""
+    meshes = {
+        "two": DeviceMesh("cpu", [0, 1]),
+        "three, unevenly": DeviceMesh("cpu", [0, 1, 2]),
+        "copies": init_device_mesh("cpu", (2, 2), mesh_dim_names=("copy", "shard")),
+    }
+    found = {}
+    for name, mesh in meshes.items():
+        if mesh.get_coordinate() is None:
+            continue
+        placements = [Replicate(), Shard(0)][-mesh.ndim :]
+        chance = torch.Generator().manual_seed(0)
+        whole = [torch.nn.Parameter(torch.randn(shape, generator=chance)) for shape in ((5, 48), (4, 3, 32), (7,))]
+        parts = [torch.nn.Parameter(distribute_tensor(each.detach().clone(), mesh, placements)) for each in whole]
+        optimizers = [AdamW8bit(weights, 1e-2, (0.9, 0.999), 1e-8, 0.1) for weights in (whole, parts)]
+        for _ in range(3):
+            for one, part in zip(whole, parts, strict=True):
+                one.grad = torch.randn(one.shape, generator=chance)
+                part.grad = distribute_tensor(one.grad, mesh, placements)
+            for optimizer in optimizers:
+                optimizer.step()
+        for number, (one, part) in enumerate(zip(whole, parts, strict=True)):
+            states = [optimizer.state[weight] for optimizer, weight in zip(optimizers, (one, part), strict=True)]
+            pairs = [(one, part), *((states[0][key], states[1][key]) for key in states[0] if key != "step")]
+            found[f"{name}, {number}"] = all(
+                torch.equal(distribute_tensor(a.detach(), mesh, placements).to_local(), b.detach().to_local())
+                for a, b in pairs
+            )
+    return found
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_ranks_that_share_a_row_compute_what_one_does(architecture: str, runs: Path) -> None:
     """Equal to the bit where a product does not depend on its number of rows, as on the machines we know."""
@@ -235,7 +284,7 @@ def test_ranks_that_share_a_row_compute_what_one_does(architecture: str, runs: P
     ("name", "of"),
     [
         ("copies", "plain"), ("killed", "plain"), ("layers", "plain"), ("adapters", "adapters"), ("step", "step"),
-        ("kto", "kto"),
+        ("kto", "kto"), ("8bit", "8bit"),
     ],
 )  # fmt: skip
 def test_the_curve_is_that_of_one_rank(name: str, of: str, runs: Path, jobs: dict[str, Job]) -> None:
@@ -248,6 +297,12 @@ def test_the_curve_is_that_of_one_rank(name: str, of: str, runs: Path, jobs: dic
     for key, weight in weights(ours).items():
         # AdamW moves each by up to lr a step, and where a gradient is nearly 0, its rounding decides by how much.
         assert (weight - expected[key]).square().mean().sqrt() < 1e-5, key
+
+
+def test_moments_in_eight_bits_are_the_same_in_any_division(runs: Path) -> None:
+    for rank in range(WORLD):
+        for case, same in torch.load(runs / f"shards-{rank}.pt").items():
+            assert same, (rank, case)
 
 
 def test_a_checkpoint_of_several_copies_is_written_once(runs: Path, jobs: dict[str, Job]) -> None:

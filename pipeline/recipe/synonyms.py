@@ -49,6 +49,7 @@ SAME = {
     **dict.fromkeys(("odpo_alpha", "offset_alpha"), "train.loss.margin_scale"),
     "sft_average_log_probs": "train.loss.mean_over",
     # optimization
+    **dict.fromkeys(("optim", "optimizer_type", "optimizer_name"), "train.optimizer"),
     **dict.fromkeys(("learning_rate", "actor_learning_rate", "max_lr"), "train.lr"),
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "lr_schedule", "scheduler"), "train.schedule"),
     **dict.fromkeys(("warmup_ratio", "lr_warmup_ratio", "warmup"), "train.warmup_fraction"),
@@ -144,7 +145,6 @@ CPUS = "there is none: Ray takes the CPUs there are, cluster.shard.rows_per_task
 LENGTH = (
     "there is none: shard.max_length bounds prompt and completion together, shard.max_prompt_length what a prompt keeps"
 )
-OPTIMIZER = "there is none: the optimizer is AdamW, with train.adam_betas, train.adam_eps and train.weight_decay"
 DROPOUT = "there is none: models run without dropout, else log-probs could not be compared with cached ones"
 SFT_TERM = (
     "of rpo and cpo it is train.loss.nll; beside others it is a loss in a list: [dpo, {name: sft, weight: 0.2}]; which "
@@ -177,7 +177,6 @@ OTHERWISE = {
         ("min_lr", "lr_scheduler_kwargs"), "train.min_lr_fraction times train.lr is where train.schedule ends"
     ),
     "early_stopping_threshold": "there is none: any gain counts, and train.patience is how long one may take",
-    **dict.fromkeys(("optim", "optimizer", "optimizer_type"), OPTIMIZER),
     "shuffle": "there is none: pairs are always shuffled, by train.seed, in windows of train.shuffle_window",
     **dict.fromkeys(("dropout", "disable_dropout", "lora_dropout", "attention_dropout"), DROPOUT),
     **dict.fromkeys(

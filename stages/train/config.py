@@ -49,6 +49,7 @@ class TrainConfig(Config):
     patience: Count | None = None  # evaluations in a row that may bring no gain; then training stops
     max_skipped_steps: int = Field(10, ge=0)  # with a loss or gradient that is not finite; one more ends the run
 
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"  # adamw_8bit: moments of a byte each; weights stay float32
     lr: float = Field(5e-7, gt=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     min_lr_fraction: Fraction = 0.0  # of lr, which linear and cosine end at

@@ -29,6 +29,7 @@ from stages.train.pairs.node_cache import NodeCache
 from stages.train.pairs.order import Order
 from stages.train.pairs.pair_set import Counts, PairSet, count_pairs
 from stages.train.pairs.shares import shares
+from stages.train.policy.adam8bit import AdamW8bit
 from stages.train.policy.fsdp import shard_model
 from stages.train.policy.layers import prepare_layers
 from stages.train.policy.lora import add_adapters
@@ -62,10 +63,7 @@ class Trainer:
         self.held_out = HeldOut({split: pairs for split, pairs in sets.items() if len(pairs)})
         self.order = Order(counts["train"], config.seed, config.global_batch, config.shuffle_window)
         self.model = self._sharded_model()
-        self.optimizer = torch.optim.AdamW(
-            [weight for weight in self.model.parameters() if weight.requires_grad], lr=config.lr,
-            betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True,
-        )  # fmt: skip
+        self.optimizer = self._optimizer()
         self.loss_state: Memory = {}  # what the loss keeps of earlier steps
         self.skipped = 0  # steps
 
@@ -86,6 +84,14 @@ class Trainer:
             model.spread_tokens(self.mesh.exchange, config.policy)
         shard_model(model.to(self.device), self.mesh.weights, config.dtype, resources.cpu_offload)
         return model
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        config, weights = self.config, [weight for weight in self.model.parameters() if weight.requires_grad]
+        if config.optimizer == "adamw_8bit":
+            return AdamW8bit(weights, config.lr, config.adam_betas, config.adam_eps, config.weight_decay)
+        return torch.optim.AdamW(
+            weights, config.lr, config.adam_betas, config.adam_eps, config.weight_decay, fused=True
+        )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside weights and optimizer; plain data, the same on every rank."""
