@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from stages.engine.config import EngineResources
-from stages.model_files import split_revision, vocabulary
+from stages.model_files import max_positions, split_revision, vocabulary
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -13,7 +13,7 @@ _LOGITS_BYTES = 4 << 30  # for the logits of an engine that makes them, and thei
 
 
 def start_engine(model: str, dtype: str, context: int, resources: EngineResources, keep_prefixes: bool) -> "LLM":
-    """An engine that takes token ids, for sequences of up to `context` tokens, generated ones included.
+    """An engine that takes token ids, for sequences of up to `context` tokens, one that it generates included.
 
     `keep_prefixes`: what sequences start with alike is computed once, as long as the cache holds it.
     """
@@ -22,6 +22,9 @@ def start_engine(model: str, dtype: str, context: int, resources: EngineResource
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if not gpus:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(resources.kv_cache_gib)
+    if (limit := max_positions(model)) is not None and context == limit + 1:
+        # The token past the model's positions is sampled and never fed: a sequence may be as long as these.
+        os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
     from vllm import LLM
 
     folder, revision = split_revision(model)
