@@ -143,6 +143,28 @@ def test_what_cannot_share_is_computed_apart_and_said(architecture: str, caplog:
     assert_same(config, model, PAIRS)
 
 
+def test_scores_at_their_cap_are_capped_in_both_layouts() -> None:
+    """Gemma 2: SDPA, which transformers takes unless told otherwise, leaves the soft cap of scores out."""
+
+    def steep() -> PreTrainedModel:
+        model = make(CONFIGS["gemma2"])
+        with torch.no_grad():
+            for layer in model.model.layers:
+                layer.self_attn.q_proj.weight.mul_(12)
+        return model
+
+    theirs, ours = steep(), wrap(steep(), "gemma2")
+    with torch.no_grad():
+        theirs.set_attn_implementation("sdpa")
+        uncapped = own_logps(theirs, PAIRS)
+        theirs.set_attn_implementation("eager")
+        capped = own_logps(theirs, PAIRS)
+        assert (uncapped - capped).abs().max() > 0.1
+        for shares in (True, False):
+            ours.share_prompts(shares)
+            torch.testing.assert_close(ours(ours.lay_out(PAIRS)), capped, atol=1e-4, rtol=0)
+
+
 @cache
 def llama() -> PairLogprobs:
     return wrap(make(CONFIGS["llama"]), "llama")

@@ -33,6 +33,8 @@ def wrap(causal_lm: PreTrainedModel, name: str) -> PairLogprobs:
     Else the two sequences of a pair are computed apart, and the log says why. Raises RecipeError where weights are
     damaged, and where not even log-probs computed apart would be the model's own.
     """
+    if getattr(causal_lm.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        causal_lm.set_attn_implementation("eager")  # transformers' SDPA leaves the soft cap of scores out
     if not isinstance(causal_lm.get_output_embeddings(), nn.Linear):
         raise RecipeError(f"{name} ({type(causal_lm).__name__}) has no linear head over its vocabulary")
     if not probe.own_logps(causal_lm.eval()).isfinite().all():
