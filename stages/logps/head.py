@@ -27,8 +27,8 @@ class LogitRule:
         return cls(scale, getattr(config, "final_logit_softcapping", None))  # Gemma 2
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Float32, in a tensor that the caller may overwrite."""
-        logits = logits.float()
+        """Float32, or float64 if they are, in a tensor that the caller may overwrite."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.scale != 1.0:
             logits = logits.mul_(self.scale)
         return logits if self.soft_cap is None else logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
