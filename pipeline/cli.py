@@ -121,20 +121,23 @@ def _show_pairs(step: Step, store: Store, pairs: int | None, rejects: bool, as_j
     console, config = Console(), step.config
     assert isinstance(config, ShardConfig)
     with _errors(Console(stderr=True)):
-        if pairs and step.state != State.HIT:
+        made = step.state == State.HIT
+        # A stage that stopped for its rejects has left them where it was at work, and these say why there are no pairs.
+        folder = step.folder if made else store.draft(step.stage.name, step.fingerprint)
+        shown = view.read_pairs(PreferencePairs(folder), pairs, config.tokenizer) if pairs and made else None
+        aside = None
+        if rejects and (made or not pairs or (folder / "rejects.parquet").exists()):
+            aside = view.read_rejects(PreferencePairs(folder), pairs or 5)
+        if as_json and (shown is not None or aside is not None):
+            print(view.as_json(shown, aside))
+        elif not as_json:
+            view.print_pairs(shown or [], console)
+            if aside:
+                view.print_rejects(aside, console)
+        if pairs and not made:
             raise MissingArtifact(
                 f"there are no pairs yet: shard is a {step.state}. Make them: raydpo run RECIPE --only shard"
             )
-        shown = view.read_pairs(PreferencePairs(step.folder), pairs, config.tokenizer) if pairs else None
-        # A stage that stopped for its rejects has left them where it was at work.
-        folder = step.folder if step.state == State.HIT else store.draft(step.stage.name, step.fingerprint)
-        aside = view.read_rejects(PreferencePairs(folder), pairs or 5) if rejects else None
-    if as_json:
-        print(view.as_json(shown, aside))
-        return
-    view.print_pairs(shown or [], console)
-    if aside:
-        view.print_rejects(aside, console)
 
 
 @app.command()

@@ -9,11 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import Project, make_tokenizer
+from conftest import Project, make_project, make_tokenizer
 from rich.console import Console
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.store import Store
 from pipeline.view.pairs import LEGEND, print_pairs, print_rejects, read_pairs, read_rejects
 from stages import schema
 from stages.artifacts import PreferencePairs
@@ -105,6 +106,28 @@ def test_rejects_of_every_reason_cut_to_the_terminal(tmp_path: Path) -> None:
     assert max(map(len, shown.splitlines())) == 80
     with pytest.raises(MissingArtifact, match="holds no rejects"):
         read_rejects(PreferencePairs(tmp_path / "none"), 2)
+
+
+def test_rejects_of_a_stage_that_stopped_are_shown_though_there_are_no_pairs(tmp_path: Path, tiny_model: Path) -> None:
+    project = make_project(tmp_path, tiny_model)
+
+    def show(*arguments: str) -> Any:
+        words = ["show", str(project.recipe), "--cluster", str(project.cluster), "--pairs", "2", *arguments]
+        return CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+
+    nothing = show("--rejects")
+    assert (nothing.exit_code, nothing.stdout) == (2, "")
+    step, store = project.plan()["shard"], Store.open(str(tmp_path / "runs"), str(tmp_path))
+    draft = store.draft("shard", step.fingerprint)
+    draft.mkdir(parents=True)
+    row = {"source": "a", "source_row": 3, "reason": "empty", "detail": "because", "row": "{}"}
+    schema.write_part(pa.Table.from_pylist([row], schema=schema.REJECTS), draft / "rejects.parquet")
+    told = show("--rejects")
+    assert "rows set aside: 1 empty" in told.stdout
+    for done in (nothing, told, show()):
+        assert done.exit_code == 2
+        assert "there are no pairs yet: shard is a" in done.stderr
+    assert json.loads(show("--rejects", "--json").stdout) == {"rejects": {"reasons": {"empty": 1}, "rows": [row]}}
 
 
 def test_what_is_shown_is_json_too(tmp_path: Path, tokenizer: str) -> None:
