@@ -1,5 +1,6 @@
 """The shard stage on Ray, from a file of good and bad rows to parts and rejects."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,38 @@ def test_the_files_do_not_depend_on_the_work_s_division_or_on_what_was_there(
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "small" / name).read_bytes(), name
 
 
+def test_twins_of_a_file_have_the_same_pair_ids(config: ShardConfig, tmp_path: Path) -> None:
+    """In one run: of the rows of all twins one makes the pair, and the others are set aside with its id."""
+    rows = [json.dumps(row | {"prompt": f"é {i} \U0001f600"}, ensure_ascii=False) for i, row in enumerate(GOOD[:12])]
+    plain = "".join(row + "\n" for row in rows).encode()
+    zstd = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(zstd, "zstd") as stream:
+        stream.write(plain)
+    twins = {
+        "mark.jsonl": b"\xef\xbb\xbf" + plain,
+        "crlf.jsonl": plain.replace(b"\n", b"\r\n"),
+        "packed.jsonl.gz": gzip.compress(plain),
+        "packed.jsonl.zst": zstd.getvalue().to_pybytes(),
+        "array.json": json.dumps(list(map(json.loads, rows)), indent=1).encode(),
+        "dense.json": json.dumps(list(map(json.loads, rows))).encode(),
+    }
+    for name, content in ({"plain.jsonl": plain} | twins).items():
+        (tmp_path / name).write_bytes(content)
+    sources = [{"source": str(tmp_path / name)} for name in ("plain.jsonl", *twins)]
+    fields = config.model_dump(exclude={"source", "sources"}) | {"max_dropped_fraction": 1.0}
+    shard(ShardConfig(**fields, sources=sources), out=tmp_path / "out", resources=ShardResources())
+    found: dict[str, dict[int, str]] = {name: {} for name in ("plain.jsonl", *twins)}
+    for row in rows_of(tmp_path / "out"):
+        found[row["source"]][row["source_row"]] = row["pair_id"]
+    for row in pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist():
+        assert row["reason"] == "duplicate"
+        found[row["source"]][row["source_row"]] = row["detail"].rpartition("pair_id ")[2]
+    plain_ids = found.pop("plain.jsonl")
+    assert sorted(plain_ids) == list(range(12))
+    assert len(set(plain_ids.values())) == 12
+    assert all(twin == plain_ids for twin in found.values())
+
+
 def test_rows_that_hold_an_examination_are_set_aside(config: ShardConfig, tmp_path: Path) -> None:
     exam = write(tmp_path / "exam.jsonl", [json.dumps({"question": "and which five words are these?"})])
     held = {"prompt": "And which FIVE words are these", "chosen": " good", "rejected": " bad"}
@@ -197,6 +230,30 @@ def test_labelled_rows_make_no_pairs(config: ShardConfig, tmp_path: Path) -> Non
     wanted = source.model_copy(update={"rows": "labelled"})
     facts = shard(wanted, out=tmp_path / "labelled", resources=ShardResources())
     assert (facts["pairs"], facts["desirable"], facts["shape"]) == (20, 10, "labelled")
+
+
+def test_labels_of_all_kinds(config: ShardConfig, tmp_path: Path) -> None:
+    """True and false as JSON, as 0 and 1, as floats; what is text or a sign is set aside with its value."""
+    labels = [True, False, 1, 0, 1.0, 0.0, True, False, "True", -1]
+    rows = [json.dumps({"prompt": f"p {i}", "completion": f" c {i}", "label": each}) for i, each in enumerate(labels)]
+    source = write(tmp_path / "labelled.jsonl", rows)
+    wanted = config.model_copy(update={"source": source, "rows": "labelled", "num_parts": 1})
+    facts = shard(wanted, out=tmp_path / "out", resources=ShardResources())
+    assert (facts["pairs"], facts["desirable"], facts["dropped"]) == (8, 4, {"malformed": 2})
+    made = rows_of(tmp_path / "out")
+    assert {row["source_row"]: row["label"] for row in made} == {i: bool(labels[i]) for i in range(8)}
+    assert all(row["mismatched_ids"] != row["completion_ids"] for row in made)
+    details = {row["source_row"]: row["detail"] for row in pq.read_table(tmp_path / "out/rejects.parquet").to_pylist()}
+    assert details[8] == "column 'label' is 'True', not true or false"
+    assert details[9] == "column 'label' is -1, not true or false"
+
+    one_sided = [json.dumps(json.loads(row) | {"label": True}) for row in rows]
+    wanted = wanted.model_copy(update={"source": write(tmp_path / "one.jsonl", one_sided)})
+    assert shard(wanted, out=tmp_path / "one", resources=ShardResources())["desirable"] == 10
+    # In parts of one row each there is no other prompt.
+    many = wanted.model_copy(update={"num_parts": 50})
+    with pytest.raises(ContractError, match=r"of one prompt.*Lower shard\.num_parts, or give more prompts"):
+        shard(many, out=tmp_path / "many", resources=ShardResources())
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=30).filter(lambda prompts: len(set(prompts)) > 1))

@@ -13,9 +13,12 @@ from ranks import train_on
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages import schema
 from stages.artifacts import PolicyCheckpoint, ReferenceLogprobs
 from stages.errors import ContractError
 from stages.logps.loading import load
+from stages.score.config import ScoreConfig, ScoreResources
+from stages.score.torch_scorer import TorchScorer
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.job import Job
 from stages.train.objective.losses import losses_of
@@ -121,6 +124,24 @@ def test_a_policy_that_is_not_the_reference_is_refused(inputs: tuple, tiny_model
     allowed = config.model_copy(update={"starts_at_reference": False})
     first = Trainer(Job(allowed, TrainResources(), *inputs, tmp_path / "out", 128)).step(1, 2)
     assert first["check/ref_drift"] > 0.01
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_reference_in_bfloat16_is_refused_in_float32_and_starts_at_log_2_in_bfloat16(
+    inputs: tuple, tiny_model: Path, tmp_path: Path
+) -> None:
+    pairs, reference = inputs[0], ScoreConfig(model=str(tiny_model), backend="torch", dtype="bfloat16")
+    scorer = TorchScorer(reference, ScoreResources(), 128)
+    for part in pairs.parts:
+        rows = pairs.read(part)
+        schema.write_part(schema.logprobs_table(rows, scorer.token_logps(rows)), tmp_path / part)
+    config, scored = TrainConfig(policy=str(tiny_model), global_batch=5, max_steps=1), ReferenceLogprobs(tmp_path)
+    message = r"differ from the cached reference's by up to 0\.\d+ nats.*another dtype in score than in train"
+    with pytest.raises(ContractError, match=message):
+        Trainer(Job(config, TrainResources(), pairs, scored, tmp_path, 128)).step(1, 1)
+    alike = config.model_copy(update={"dtype": "bfloat16"})
+    first = Trainer(Job(alike, TrainResources(), pairs, scored, tmp_path, 128)).step(1, 1)
+    assert first["loss"] == pytest.approx(math.log(2), abs=0.005)
 
 
 @pytest.mark.usefixtures("alone")
