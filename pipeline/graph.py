@@ -33,7 +33,7 @@ class Stage:
         return {argument: made_by for argument, made_by in self.inputs.items() if argument not in config.unread}
 
 
-SHARD = Stage("shard", version=3, inputs={}, output=PreferencePairs, models=(), each_round=False)
+SHARD = Stage("shard", version=4, inputs={}, output=PreferencePairs, models=(), each_round=False)
 SCORE = Stage(
     "score", version=3, inputs={"pairs": "shard"}, output=ReferenceLogprobs, models=("model",),
     acceptance=("accept",), takes_over=True,

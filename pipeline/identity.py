@@ -25,11 +25,15 @@ class Digests:
         self._changed = False
 
     def of_file(self, path: Path) -> str:
-        stat = path.stat()
-        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        if key not in self._known:
-            self._known[key] = sha256_of(path)
-            self._changed = True
+        """Raises RecipeError where it cannot be read."""
+        try:
+            stat = path.stat()
+            key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+            if key not in self._known:
+                self._known[key] = sha256_of(path)
+                self._changed = True
+        except OSError as error:
+            raise RecipeError(f"{path} cannot be read: {error.strerror}. Make it readable, or name another") from error
         return self._known[key]
 
     def of_files(self, folder: Path, files: list[Path]) -> str:

@@ -45,7 +45,8 @@ def is_tokenizer_file(name: str) -> bool:
 
 def vocabulary(name: str) -> int | None:
     """How many logits the model gives a token; None where its config does not say."""
-    return _text_config(name).get("vocab_size")
+    size = _text_config(name).get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
 def max_positions(name: str) -> int | None:
@@ -76,7 +77,7 @@ def has_chat_template(name: str) -> bool | None:
     if (config := at_hand(name, "tokenizer_config.json")) is None:
         return None
     files = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
-    return bool(json.loads(config.read_text()).get("chat_template")) or any(
+    return bool(json_object(config.read_text(), str(config)).get("chat_template")) or any(
         (config.parent / file).exists() or at_hand(name, file) for file in files
     )
 
@@ -93,17 +94,28 @@ def at_hand(name: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def json_object(text: str, what: str) -> dict[str, Any]:
+    """Raises RecipeError where it is none, and says of `what`."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"{what} is not JSON: {error}. Fetch the model again") from error
+    if not isinstance(found, dict):
+        raise RecipeError(f"{what} is not a JSON object but a {type(found).__name__}. Fetch the model again")
+    return found
+
+
 def _text_config(name: str) -> dict[str, Any]:
-    config = _read_config(name)
+    config = json_object(_config_text(name), f"config.json of {name}")
     return config.get("text_config", config)
 
 
-def _read_config(name: str) -> dict[str, Any]:
+def _config_text(name: str) -> str:
     if storage.is_remote(name):
-        return json.loads(storage.read_text(name, "config.json"))
+        return storage.read_text(name, "config.json")
     folder, revision = split_revision(name)
     if Path(folder).is_dir():
-        return json.loads((Path(folder) / "config.json").read_text())
+        return (Path(folder) / "config.json").read_text()
     from huggingface_hub import hf_hub_download  # slow to import, and only hub names need it
 
-    return json.loads(Path(hf_hub_download(folder, "config.json", revision=revision)).read_text())
+    return Path(hf_hub_download(folder, "config.json", revision=revision)).read_text()

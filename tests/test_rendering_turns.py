@@ -71,6 +71,17 @@ def test_a_turn_that_is_cut_away_leaves_nothing_trained() -> None:
     assert made.reason([u("hi")], DIALOGUE)[0] == "nothing_trained"
 
 
+def test_sides_that_differ_after_their_last_trained_token_make_no_pair() -> None:
+    """Cut inside a user's turn, of which nothing is trained: no loss could tell such sides apart."""
+    sides = [[a("one"), u(word * 20), a("two")] for word in ("more?", "less?")]
+    whole = Family("chatml").made([u("hi")], *sides)  # the same words, after other questions
+    assert whole.chosen_trained == whole.rejected_trained
+    left = len(whole.prompt_ids) + whole.chosen_trained[2]
+    reason = Family("chatml", max_length=left, max_prompt_length=left).reason([u("hi")], sides[0], rejected=sides[1])
+    assert reason[0] == "too_long"
+    assert f"alike in the {whole.chosen_trained[1]} tokens that are left of them up to the last trained" in reason[1]
+
+
 def test_labelled_completions() -> None:
     made = Family("chatml")
     (row,) = made.ours.tokenize([Labelled([u("hi")], DIALOGUE, True)])

@@ -13,6 +13,7 @@ from typing import Any
 from stages.errors import RecipeError
 from stages.model_files import at_hand, has_chat_template
 from stages.shard.config import Shape, ShardConfig, Source
+from stages.shard.reading.opening import told
 from stages.shard.reading.survey import sample
 from stages.shard.report.contamination import texts_of
 from stages.shard.shapes.tell import tell_source
@@ -44,24 +45,24 @@ def _look_at(source: Source, config: ShardConfig) -> Look:
     if not Path(name).exists() and not any(character in name for character in "*?["):
         return Look(f"{name} is not on this machine: no row was looked at")
     rows = _sample(source)
-    told = tell_source([text for _, text in rows], source, config)
-    count, notices = _tokens(config, source, told.of_messages)
+    found = tell_source([text for _, text in rows], source, config)
+    count, notices = _tokens(config, source, found.of_messages)
     lengths, problems = [], []
     for number, text in rows:
         try:
-            lengths.append(_longest(text, told.shape, source, config, count))
+            lengths.append(_longest(text, found.shape, source, config, count))
         except Rejected as error:
             problems.append(f"row {number}: {error.detail}")
     if not lengths:
         raise RecipeError(f"none of the first {len(rows)} rows of {source.source} makes a pair: {problems[0]}")
-    said = f"the first {len(rows)} rows of {Path(name).name} have the shape {told.shape}"
+    said = f"the first {len(rows)} rows of {Path(name).name} have the shape {found.shape}"
     if count:
         said += f"; the longest has about {max(lengths)} tokens, and shard.max_length is {config.max_length}"
     if problems:
         notices.append(
             f"{len(problems)} of the first {len(rows)} rows of {Path(name).name} make no pair: {problems[0]}"
         )
-    return Look(said, (*told.notices, *notices))
+    return Look(said, (*found.notices, *notices))
 
 
 def _longest(text: str, shape: Shape, source: Source, config: ShardConfig, count: Count | None) -> int:
@@ -108,7 +109,8 @@ def _tokens(config: ShardConfig, source: Source, of_messages: bool) -> tuple[Cou
         return None, []
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
+    with told(str(file)):
+        tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), []
 
@@ -127,7 +129,9 @@ def _saved(folder: Path) -> list[tuple[int, str]]:
     """Of a `datasets` folder: its first Arrow file, without that library, which takes seconds to import."""
     import pyarrow as pa
 
-    files = json.loads((folder / "state.json").read_text())["_data_files"]
-    with pa.memory_map(str(folder / files[0]["filename"])) as file:
+    with told(str(folder / "state.json")):
+        files = json.loads((folder / "state.json").read_text())["_data_files"]
+        first = str(folder / files[0]["filename"])
+    with told(first), pa.memory_map(first) as file:
         rows = (row for batch in pa.ipc.open_stream(file) for row in batch.slice(0, ROWS).to_pylist())
         return [(i, json.dumps(row, ensure_ascii=False, default=str)) for i, row in enumerate(islice(rows, ROWS))]

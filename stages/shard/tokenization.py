@@ -69,14 +69,25 @@ def hash_of(*lists: Sequence[int]) -> str:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model folder or hub name. Raises RecipeError where it names no end token."""
+    """The tokenizer of a model folder or hub name. Raises RecipeError where there is none, or it names no end token."""
     from transformers import AutoTokenizer
 
     folder, revision = tokenizer_at(name)
-    tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+    except Exception as error:  # of transformers, tokenizers, json, a hub: there are many ways to be damaged
+        raise RecipeError(_unloadable(name, error)) from error
     if tokenizer.eos_token_id is None:
         raise RecipeError(f"the tokenizer of {name} names no end token (eos_token), and completions must end with one")
     return tokenizer
+
+
+def _unloadable(name: str, error: Exception) -> str:
+    said = (str(error).splitlines() or [""])[0][:300]
+    return (
+        f"the tokenizer of {name} cannot be loaded: {type(error).__name__}: {said}. Look at its tokenizer.json and "
+        "tokenizer_config.json, or name another one: shard.tokenizer"
+    )
 
 
 class Tokenizer:
@@ -165,9 +176,12 @@ class Tokenizer:
         if isinstance(row, Labelled):
             return Completion(prompt, sides[0], trained[0], row.label, cut_prompt, cut, rendered.spells_control)
         chosen, rejected = sides
-        if chosen == rejected:
+        last = trained[0][-1]  # what comes after it is read by nothing
+        if chosen == rejected or (trained[0] == trained[1] and chosen[:last] == rejected[:last]):
             if cut:
-                said = f"both completions are alike in the {len(chosen)} tokens that are left of them"
+                said = (
+                    f"both completions are alike in the {last} tokens that are left of them up to the last trained one"
+                )
                 raise Rejected("too_long", said)
             raise Rejected("equal", "chosen and rejected are the same tokens")
         return Pair(prompt, chosen, rejected, trained[0], trained[1], cut_prompt, cut, rendered.spells_control)

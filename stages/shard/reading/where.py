@@ -114,7 +114,7 @@ def _computed(function: Callable[..., Any], parts: list[Callable[[Row], Any]]) -
             return None
         try:
             found = function(*values)
-        except (TypeError, ValueError, ArithmeticError, AttributeError, MemoryError):
+        except (TypeError, ValueError, ArithmeticError, AttributeError, MemoryError, RecursionError):
             return None
         return None if isinstance(found, float) and math.isnan(found) else found
 

@@ -1,13 +1,12 @@
 """Control tokens: which there are, what ends a turn, and text that spells them."""
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from stages.model_files import split_revision
+from stages.model_files import json_object, split_revision
 
 
 class Control:
@@ -90,5 +89,5 @@ def _generation_eos(name: str) -> list[int]:
             return []
     if not path.is_file():
         return []
-    eos = json.loads(path.read_text()).get("eos_token_id")
+    eos = json_object(path.read_text(), str(path)).get("eos_token_id")
     return [i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)]

@@ -16,6 +16,7 @@ import numpy as np
 from stages.errors import RecipeError
 from stages.shard.config import ShardConfig
 from stages.shard.hashes import U64, mixed, of_ngrams, of_text
+from stages.shard.reading.opening import told
 from stages.shard.reading.survey import slices
 from stages.shard.triple import Labelled, Triple
 
@@ -81,13 +82,15 @@ def _grams_of_file(path: str) -> np.ndarray:
 def _rows(path: str) -> Iterator[Any]:
     """Of a file that `shard` reads, or the lines of a text."""
     if path.endswith((".txt", ".md")):
-        yield from Path(path).read_text(errors="replace").splitlines()
+        with told(path):
+            lines = Path(path).read_text(errors="replace").splitlines()
+        yield from lines
         return
     for piece in slices(ShardConfig(source=path, tokenizer="none"), 1000):
         for number, text in piece.rows():
             try:
                 yield json.loads(text)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # also of numbers and nesting that Python does not read
                 raise RecipeError(f"shard.decontaminate: row {number} of {path} is not JSON: {error}") from error
 
 
