@@ -16,6 +16,7 @@ from transformers import (
     FalconConfig,
     FalconH1Config,
     Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3Config,
     Gemma3TextConfig,
     Gemma4TextConfig,
@@ -314,6 +315,23 @@ def test_a_model_that_cannot_be_made_small_is_asked_itself(dtype: torch.dtype) -
     assert wrap(OfOneSize._from_config(deepcopy(config)), "odd").shares_prompts == (dtype == torch.float32)
     with pytest.raises(RecipeError, match=r"odd \(OfOneSizeAndScaled\) .* not supported: log.* would be off by"):
         wrap(OfOneSizeAndScaled._from_config(deepcopy(config)), "odd")
+
+
+class Capped(Gemma2ForCausalLM):
+    _supports_attention_backend = False
+
+
+def test_a_soft_cap_that_the_model_s_own_attention_leaves_out_is_not_lost() -> None:
+    """Apart, transformers' SDPA would compute without it, and say nothing."""
+    config = Gemma2Config(**sized(32, 64, 2, 2), vocab_size=64, num_key_value_heads=1, head_dim=16)
+    config.attn_logit_softcapping = 2.0
+    model = Capped._from_config(deepcopy(config))
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(RecipeError, match=r"Capped\) .* not supported: log-probs would be off by"):
+        why_apart(model.eval(), "capped")
+    ours = wrap(model, "capped")
+    assert not ours.shares_prompts
+    assert ours.causal_lm.config._attn_implementation == "eager"
 
 
 def test_a_base_model_without_hidden_states_is_refused() -> None:

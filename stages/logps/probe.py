@@ -29,6 +29,8 @@ def why_apart(causal_lm: PreTrainedModel, name: str) -> str | None:
     """
     reason = attention.why_not(type(causal_lm), causal_lm.config.get_text_config())
     for copy, expected in _tried_on(causal_lm):
+        if copy is not causal_lm:  # its own log-probs are eager's; apart, it computes as the model was loaded to
+            copy.set_attn_implementation(causal_lm.config._attn_implementation)
         model = PairLogprobs(copy)
         if reason is None:
             try:
