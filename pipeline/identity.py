@@ -51,7 +51,7 @@ def model_identity(name: str, digests: Digests, field: str, tokenizer_only: bool
     """(name to load, identity) of a model. With `tokenizer_only`, its weights are not part of the identity."""
     if storage.is_remote(name):
         return storage.identity_of(name, _is_of_tokenizer if tokenizer_only else None)
-    folder = Path(name).expanduser()
+    folder = _path(name, field)
     if folder.is_dir():
         files = [p for p in folder.rglob("*") if p.is_file() and not _hidden(p, folder)]
         if tokenizer_only:
@@ -64,7 +64,7 @@ def model_identity(name: str, digests: Digests, field: str, tokenizer_only: bool
 
 def file_identity(name: str, digests: Digests, field: str) -> tuple[str, str]:
     """(path to read, identity) of a file that a recipe names beside its sets and models."""
-    path = Path(name).expanduser()
+    path = _path(name, field)
     if not path.is_file():
         raise RecipeError(f"{field}: there is no file {name} (looked from {Path.cwd()})")
     return str(path.resolve()), f"sha256:{digests.of_file(path)}"
@@ -76,7 +76,7 @@ def source_identity(name: str, digests: Digests, field: str) -> tuple[str, str]:
     """
     if storage.is_remote(name):
         return storage.identity_of(name)
-    path = Path(name).expanduser()
+    path = _path(name, field)
     if path.is_file():
         return str(path.resolve()), f"sha256:{digests.of_file(path)}"
     if path.is_dir():
@@ -89,6 +89,19 @@ def source_identity(name: str, digests: Digests, field: str) -> tuple[str, str]:
         pattern = root.resolve() / path.relative_to(root)
         return str(pattern), f"sha256:{digests.of_files(root, [root / each for each in names])}"
     return _hub_identity(name, "dataset", field)
+
+
+def _path(name: str, field: str) -> Path:
+    """Raises RecipeError where the system would not even look for it."""
+    if not name.strip():
+        raise RecipeError(f"{field} is empty. Name a file or a folder, or org/name of a hub")
+    try:
+        path = Path(name).expanduser()
+        path.is_file()
+    except (OSError, RuntimeError) as error:  # too long, in a folder that is closed to us, of a user there is not
+        told = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{field}: {name[:200]} cannot be looked for: {told}. Name another") from error
+    return path
 
 
 def _is_of_tokenizer(name: str) -> bool:

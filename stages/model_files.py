@@ -77,7 +77,7 @@ def has_chat_template(name: str) -> bool | None:
     if (config := at_hand(name, "tokenizer_config.json")) is None:
         return None
     files = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
-    return bool(json_object(config.read_text(), str(config)).get("chat_template")) or any(
+    return bool(json_object(config.read_bytes(), str(config)).get("chat_template")) or any(
         (config.parent / file).exists() or at_hand(name, file) for file in files
     )
 
@@ -94,10 +94,12 @@ def at_hand(name: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def json_object(text: str, what: str) -> dict[str, Any]:
+def json_object(text: str | bytes, what: str) -> dict[str, Any]:
     """Raises RecipeError where it is none, and says of `what`."""
     try:
         found = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{what} is not text in UTF-8: {error.reason}. Fetch the model again") from error
     except ValueError as error:
         raise RecipeError(f"{what} is not JSON: {error}. Fetch the model again") from error
     if not isinstance(found, dict):
@@ -110,12 +112,12 @@ def _text_config(name: str) -> dict[str, Any]:
     return config.get("text_config", config)
 
 
-def _config_text(name: str) -> str:
+def _config_text(name: str) -> str | bytes:
     if storage.is_remote(name):
         return storage.read_text(name, "config.json")
     folder, revision = split_revision(name)
     if Path(folder).is_dir():
-        return (Path(folder) / "config.json").read_text()
+        return (Path(folder) / "config.json").read_bytes()
     from huggingface_hub import hf_hub_download  # slow to import, and only hub names need it
 
-    return Path(hf_hub_download(folder, "config.json", revision=revision)).read_text()
+    return Path(hf_hub_download(folder, "config.json", revision=revision)).read_bytes()

@@ -35,6 +35,26 @@ def test_a_fingerprint_is_pinned() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "shard.source is empty. Name a file"),
+        (" ", "shard.source is empty"),
+        ("a" * 5000 + ".jsonl", r"shard.source: a{200} cannot be looked for: File name too long"),
+        ("~no-such-user/a.jsonl", "cannot be looked for: Could not determine home"),
+        ("org/x.ndjson", r"there is no file or folder org/x\.ndjson"),
+        ("a\0b.jsonl", "there is no file or folder"),
+        ("/dev/null", "there is no file or folder /dev/null"),
+        ("/proc/self/mem", "/proc/self/mem cannot be read: Input/output error. Make it readable"),
+    ],
+)
+def test_names_that_are_no_file(name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        source_identity(name, Digests(None), "shard.source")
+    with pytest.raises(RecipeError):
+        model_identity(name, Digests(None), "model")
+
+
+@pytest.mark.parametrize(
     ("value", "message"),
     [(math.nan, "payload.a.b is nan"), (Path("x"), "payload.a.b is a PosixPath"), ({1}, "payload.a.b is a set")],
 )

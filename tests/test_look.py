@@ -16,6 +16,7 @@ from pipeline.recipe.sections import Cluster
 from stages.errors import RecipeError
 from stages.shard.config import ShardConfig
 from stages.shard.look import look as look_at_rows
+from stages.shard.tokenization import load_tokenizer
 from stages.train.config import TrainResources
 
 MESSAGES = {side: [{"role": role, "content": side}] for side, role in (("prompt", "user"), ("chosen", "assistant"))}
@@ -63,6 +64,8 @@ def test_plan_tells_of_the_first_rows_and_run_stops_before_ray(tmp_path: Path, t
         (["{"], {}, "the first row of .* is not JSON"),
         ([""], {}, "has no rows"),
         (["[1]"], {}, "is a int, not a JSON"),
+        (["(3 cells, and 1 columns) a | b | c"], {}, r"the first row of .* cannot be read: 3 cells, and 1 columns"),
+        (["{}"], {}, r"has no column 'chosen'; it has none, by its row 0"),
         ([{"prompt": "a", "chosen": "b"}], {}, r"has no column 'rejected'; it has 'prompt', 'chosen'"),
         (
             [{"prompt": "a", "chosen": "b", "rejected": ""}] * 3,
@@ -80,6 +83,13 @@ def test_plan_tells_of_the_first_rows_and_run_stops_before_ray(tmp_path: Path, t
             {"max_length": 16, "truncation": "drop"},
             r"none of the first 1 rows .* it has \d+ tokens or more, and shard\.max_length is 16",
         ),
+        (
+            [{side: [{"role": "user", "content": each} for each in ("a", side)] for side in ("chosen", "rejected")}],
+            {},
+            "none of the first 1 rows .* a completion has no turn of the assistant",
+        ),
+        ([{"prompt": "a"}], {"where": "gap > 3"}, r"names the column 'gap', which .* does not have; it has 'prompt'"),
+        ([{"prompt": "a"}], {"where": "prompt == 'b'"}, r"of the rows of .* none is taken \(where: prompt == 'b'\)"),
         ([{"prompt": "a", "completion": "b", "label": True}], {}, r"Set shard\.rows: labelled"),
     ],
 )
@@ -99,6 +109,27 @@ def test_messages_need_a_template(tmp_path: Path, tokenizer: str) -> None:
         look_at_rows(ShardConfig(source=source, tokenizer=str(tmp_path / "plain")))
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", b"{", r"tokenizer\.json cannot be read: Exception: EOF while parsing"),
+        ("tokenizer_config.json", b"{", r"tokenizer_config\.json is not JSON: .*\. Fetch the model again"),
+        ("tokenizer_config.json", b"[]", r"tokenizer_config\.json is not a JSON object but a list"),
+        ("tokenizer_config.json", b"\xff", r"tokenizer_config\.json is not text in UTF-8"),
+    ],
+)
+def test_a_damaged_tokenizer_is_told(file: str, content: bytes, message: str, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    source = write(tmp_path / "t.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})
+    with pytest.raises(RecipeError, match=message):
+        look_at_rows(ShardConfig(source=source, tokenizer=str(tmp_path)))
+    with pytest.raises(
+        RecipeError, match=r"the tokenizer of .* cannot be loaded: .*name another one: shard\.tokenizer"
+    ):
+        load_tokenizer(str(tmp_path))
+
+
 def test_some_bad_rows_are_a_warning(tmp_path: Path, tokenizer: str) -> None:
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
     source = write(tmp_path / "t.jsonl", good, "{", good, good | {"chosen": ""})
@@ -106,6 +137,10 @@ def test_some_bad_rows_are_a_warning(tmp_path: Path, tokenizer: str) -> None:
     assert seen.told.startswith("the first 4 rows of t.jsonl have the shape explicit; the longest has about ")
     notice = seen.notices[-1]
     assert notice.startswith("2 of the first 4 rows of t.jsonl make no pair: row 1: not JSON")
+    lone = look_at_rows(
+        ShardConfig(source=write(tmp_path / "u.jsonl", good, good | {"prompt": "\ud800"}), tokenizer=tokenizer)
+    )
+    assert "1 of the first 2 rows of u.jsonl make no pair: row 1: the tokenizer cannot read a text" in lone.notices[-1]
 
 
 def test_a_set_that_datasets_saved_is_read_without_it(tmp_path: Path, tokenizer: str) -> None:

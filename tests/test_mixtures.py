@@ -53,6 +53,8 @@ def test_an_expression_has_pyarrow_s_logic(where: str, holds: bool | None) -> No
         ("(" * 2000 + "n" + ")" * 2000, "is no expression"),
         ("f'{n}'", "cannot stand in it"),
         ("eval(n)", "cannot stand in it"),
+        ("len(n, 2) > 1", "cannot stand in it"),
+        ("starts_with(n)", "cannot stand in it"),
         ("b'x' == n", "cannot stand in it"),
     ],
 )

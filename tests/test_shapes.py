@@ -121,6 +121,13 @@ def test_where_nothing_fits_one_message_says_what_there_is(row: dict[str, Any], 
         tell([json.dumps(row)], COLUMNS, "set")
 
 
+def test_a_prompt_that_the_recipe_names_is_not_done_without() -> None:
+    """Else it would be looked for in the completions, and what the set calls its prompt would be lost in silence."""
+    row = {"prompt": "Is it so?", "chosen": "It is so.", "rejected": "It is not."}
+    with pytest.raises(RecipeError, match="set has no column 'promt'; it has 'prompt', 'chosen', 'rejected'"):
+        tell([json.dumps(row)], Columns(prompt="promt"), "set")
+
+
 @pytest.mark.parametrize(("row", "message"), [("{", "first row of set is not JSON"), ("[1]", "is a list, not a JSON")])
 def test_rows_that_are_no_objects(row: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):

@@ -159,7 +159,7 @@ def test_cells_are_text_but_for_numbers_and_truths_in_other_columns(tmp_path: Pa
     assert short == (1, "(2 cells, and 7 columns) a | b")
     assert json.loads(second[1])["id"] == "12345678901234567890"
     assert json.loads(second[1])["gap"] is None
-    assert broken[1].startswith("(7 cells, and 7 columns) 6 | (not UTF-8")
+    assert broken[1].startswith("(not UTF-8: unexpected end of data at byte 3) 6 | ")
     path.write_text('a,b\n1,"open\n')
     with pytest.raises(RecipeError, match=r"a\.csv cannot be read: Error: unexpected end of data"):
         texts(path)
@@ -188,6 +188,15 @@ def test_values_that_json_has_no_word_for(tmp_path: Path) -> None:
     found = json.loads(texts(tmp_path / "b.parquet")[0][1])
     assert found["chosen"] == "kept"
     assert found["prompt"]["unreadable"].startswith("string: UnicodeDecodeError")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([["a"], ["b"], ["c"]], names=["prompt", "chosen", "chosen"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    pyarrow.feather.write_feather(table, tmp_path / "a.feather")
+    for name in ("a.parquet", "a.feather"):
+        with pytest.raises(RecipeError, match=rf"{name} has two columns 'chosen'\. Give each a name of its own"):
+            texts(tmp_path / name)
 
 
 def test_nulls_that_tables_put_into_unlike_rows_are_taken_out(tmp_path: Path) -> None:

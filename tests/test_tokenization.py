@@ -102,6 +102,7 @@ def test_drop_instead_of_truncation() -> None:
         (Triple("a", "b", "b"), "equal"),
         (Triple([], [{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "b"}]), "empty"),
         (Triple("a", "b" * 40 + "c", "b" * 40 + "d"), "too_long"),
+        (Triple("a", "b", "c" * 4_000_001), "too_long"),  # no text of a size that takes the memory of a machine
     ],
 )
 def test_rows_that_make_no_pair(triple: Triple, reason: str, tokenizer: Any) -> None:

@@ -14,13 +14,14 @@ from stages.errors import RecipeError
 from stages.model_files import at_hand, has_chat_template
 from stages.shard.config import Shape, ShardConfig, Source
 from stages.shard.reading.opening import told
-from stages.shard.reading.survey import sample
+from stages.shard.reading.survey import nothing_of, sample
 from stages.shard.report.contamination import texts_of
 from stages.shard.shapes.tell import tell_source
 from stages.shard.triple import Labelled, Rejected, Triple, made_of, read
 from stages.storage import unmarked
 
 ROWS = 20
+_COUNTED = 50_000  # characters
 Count = Callable[[str], int]
 
 
@@ -78,9 +79,14 @@ def _length(row: Triple | Labelled, config: ShardConfig, count: Count | None) ->
         raise Rejected("equal", "chosen and rejected are the same text")
     if not all(text.strip() or _calls(each) for text, each in zip(texts, completions, strict=True)):
         raise Rejected("empty", "a completion is empty")
+    if config.train_on != "completion" and any(map(_says_nothing_trained, completions)):
+        raise Rejected("nothing_trained", "a completion has no turn of the assistant, and no others are trained on")
     if not count:
         return 0
-    prompt, longest = count("\n".join(texts_of(row.prompt))), max(map(count, texts))
+    try:
+        prompt, longest = count("\n".join(texts_of(row.prompt))), max(map(count, texts))
+    except (UnicodeError, TypeError) as error:  # a lone surrogate
+        raise Rejected("malformed", f"the tokenizer cannot read a text of this row: {error}") from error
     if prompt + longest > config.max_length and config.truncation == "drop":
         raise Rejected(
             "too_long", f"it has {prompt + longest} tokens or more, and shard.max_length is {config.max_length}"
@@ -93,6 +99,10 @@ def _calls(completion: Any) -> bool:
     return isinstance(completion, list) and any(
         isinstance(each, dict) and each.get("tool_calls") for each in completion
     )
+
+
+def _says_nothing_trained(completion: Any) -> bool:
+    return isinstance(completion, list) and all(message["role"] != "assistant" for message in completion)
 
 
 def _tokens(config: ShardConfig, source: Source, of_messages: bool) -> tuple[Count | None, list[str]]:
@@ -112,7 +122,14 @@ def _tokens(config: ShardConfig, source: Source, of_messages: bool) -> tuple[Cou
     with told(str(file)):
         tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), []
+
+    def count(text: str) -> int:
+        """Of a very long text about as many as its start has."""
+        start = text[: max(_COUNTED, 8 * config.max_length)]
+        found = len(tokenizer.encode(start, add_special_tokens=False).ids)
+        return found * len(text) // max(len(start), 1)
+
+    return count, []
 
 
 def _sample(source: Source) -> list[tuple[int, str]]:
@@ -121,7 +138,7 @@ def _sample(source: Source) -> list[tuple[int, str]]:
     saved = next((each for each in (path, path / source.split) if (each / "state.json").exists()), None)
     found = _saved(saved) if saved else [(number, text) for _, number, text in sample(source, ROWS)]
     if not found:
-        raise RecipeError(f"shard.source {source.source} has no rows")
+        raise nothing_of(source, ROWS)
     return found
 
 

@@ -12,9 +12,11 @@ from stages.errors import RecipeError
 from stages.model_files import tokenizer_at, vocabulary
 from stages.shard.config import ShardConfig
 from stages.shard.rendering.encoding import Encoder, Run
-from stages.shard.rendering.piece import Rendered, check
+from stages.shard.rendering.piece import Piece, Rendered, check
 from stages.shard.rendering.renderer import Renderer
 from stages.shard.triple import Labelled, Rejected, Triple
+
+_CHARACTERS = 4_000_000  # of one text; a tokenizer takes up to 300 bytes of memory for each
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,13 @@ def load_tokenizer(name: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
     except Exception as error:  # of transformers, tokenizers, json, a hub: there are many ways to be damaged
-        raise RecipeError(_unloadable(name, error)) from error
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+        raise RecipeError(
+            f"the tokenizer of {name} cannot be loaded: {said}. Mend it, or name another one: shard.tokenizer"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise RecipeError(f"the tokenizer of {name} names no end token (eos_token), and completions must end with one")
     return tokenizer
-
-
-def _unloadable(name: str, error: Exception) -> str:
-    said = (str(error).splitlines() or [""])[0][:300]
-    return (
-        f"the tokenizer of {name} cannot be loaded: {type(error).__name__}: {said}. Look at its tokenizer.json and "
-        "tokenizer_config.json, or name another one: shard.tokenizer"
-    )
 
 
 class Tokenizer:
@@ -155,11 +152,18 @@ class Tokenizer:
             rendered = self._renderer.render(row)
             for pieces in (rendered.prompt, *rendered.completions):
                 check(pieces)
+                self._check_size(pieces)
         except Rejected as error:
             return error.with_traceback(None)  # which would keep the row
         except RecursionError:
             return Rejected("malformed", "a message is nested too deeply")
         return rendered
+
+    def _check_size(self, pieces: Sequence[Piece]) -> None:
+        """Of text that is tokenized as a whole, however little of it is kept."""
+        size, most = sum(len(piece.text) for piece in pieces), max(_CHARACTERS, 64 * self._config.max_length)
+        if size > most:
+            raise Rejected("too_long", f"it has a text of {size} characters, and of {most} at most tokens are made")
 
     def _made(self, row: Triple | Labelled, rendered: Rendered, lists: list[list[list[int]]]) -> Pair | Completion:
         ids = [[token for piece in pieces for token in piece] for pieces in lists]

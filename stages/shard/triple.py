@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from stages.shard.config import Columns, Pairing, Shape, ShardConfig, Source
+from stages.shard.reading.opening import problem_of
 from stages.shard.shapes.cells import margin_of, number
 from stages.shard.shapes.compared import compared_triple
 from stages.shard.shapes.known import compared_of
@@ -100,7 +101,7 @@ def _row_of(row: str | dict[str, Any]) -> dict[str, Any]:
         try:
             row = json.loads(row)
         except ValueError as error:  # also of a number with more digits than Python reads
-            raise Malformed(f"not JSON: {error}") from error
+            raise Malformed(problem_of(str(row)) or f"not JSON: {error}") from error
     if not isinstance(row, dict):
         raise Malformed(f"not a JSON object but a {type(row).__name__}")
     return row

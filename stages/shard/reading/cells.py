@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from stages.errors import RecipeError
-from stages.shard.reading.opening import opened, sound, told
+from stages.shard.reading.opening import opened, problem_of, sound, told
 
 # As JSON writes them, and short enough to be one: "007" and a phone number of twenty digits are text.
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,17})?([eE][+-]?\d{1,2})?")
@@ -27,8 +27,11 @@ def rows(path: str, delimiter: str, text_columns: Collection[str]) -> Iterator[d
         for cells in lines:
             if not cells:
                 continue
-            if len(cells) != len(names) or not all(map(_is_sound, cells)):
-                yield f"({len(cells)} cells, and {len(names)} columns) {' | '.join(map(sound, cells))}"
+            problem = f"{len(cells)} cells, and {len(names)} columns" if len(cells) != len(names) else None
+            if broken := [cell for cell in cells if not _is_sound(cell)]:
+                problem = problem or problem_of(sound(broken[0]))
+            if problem:
+                yield f"({problem}) {' | '.join(map(sound, cells))}"
             else:
                 yield {name: _value(cell, name in text_columns) for name, cell in zip(names, cells, strict=True)}
 

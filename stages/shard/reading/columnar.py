@@ -28,6 +28,7 @@ def parquet_groups(path: str) -> list[tuple[int, int]]:
 def parquet_rows(path: str, start: int, stop: int, columns: Collection[str] | None) -> Rows:
     """Of the row groups [start, stop)."""
     with told(path), pq.ParquetFile(path) as file:
+        _check_names(file.schema_arrow.names, path)
         names = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
         for batch in file.iter_batches(BATCH, row_groups=range(start, stop), columns=names):
             yield from _rows(batch) if names != [] else ({} for _ in range(len(batch)))
@@ -45,6 +46,7 @@ def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
             file.seek(0)
             batches = iter(pa.ipc.open_stream(file))
         for batch in batches:
+            _check_names(batch.schema.names, path)
             batch.validate(full=True)  # a damaged one would take the process with it when it is read
             yield batch
 
@@ -61,6 +63,12 @@ def dataset_rows(dataset: Any, path: str, start: int, stop: int) -> Rows:
         tables = dataset.with_format("arrow")  # as they are stored: no image is decoded
         for at in range(start, stop, BATCH):
             yield from _rows(tables[at : min(at + BATCH, stop)])
+
+
+def _check_names(names: list[str], path: str) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RecipeError(f"{path} has two columns {twice!r}. Give each a name of its own")
 
 
 def _rows(batch: Any) -> Rows:

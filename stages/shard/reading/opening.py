@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from stages.errors import RecipeError
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _MARK = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
+_PROBLEM = re.compile(r"\((not UTF-8: [^)]*|\d+ cells, and \d+ columns)\) ")
 
 
 @contextmanager
@@ -23,7 +25,7 @@ def told(path: str) -> Iterator[None]:
     except RecipeError:
         raise
     except Exception as error:  # of zlib, pyarrow, csv, datasets, ..: a damaged file raises almost anything
-        fact = str(error).splitlines()[0] if str(error) else ""
+        fact = str(error).splitlines()[0].rstrip(".") if str(error) else ""
         raise RecipeError(
             f"{path} cannot be read: {type(error).__name__}: {fact[:300]}. Is it whole, and of the kind that its "
             "name says?"
@@ -69,6 +71,12 @@ def text_of(line: bytes) -> str:
         return line.decode()
     except UnicodeDecodeError as error:
         return f"(not UTF-8: {error.reason} at byte {error.start}) {line.decode(errors='replace')}"
+
+
+def problem_of(text: str) -> str | None:
+    """What is wrong with a row, where that stands before it in brackets: no JSON begins so."""
+    found = _PROBLEM.match(text)
+    return found[1] if found else None
 
 
 def sound(text: str) -> str:

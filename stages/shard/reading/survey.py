@@ -1,6 +1,6 @@
 """The work list: all sources in slices, their rows counted, and which of them are taken."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -77,6 +77,29 @@ def sample(source: Source, count: int, which: int = 0) -> list[tuple[str, int, s
         for number, text in piece.rows()
     )
     return list(islice(rows, count))
+
+
+def nothing_of(source: Source, count: int) -> RecipeError:
+    """Why `sample` gives no row of it, as its first rows say without `where`."""
+    rows = sample(source.model_copy(update={"where": None}), count) if source.where is not None else []
+    if not rows:
+        return RecipeError(f"shard.source {source.source} has no rows")
+    seen = [row for _, _, text in rows if (row := columns_of(text))]
+    return _unknown_column(source, seen) or RecipeError(
+        f"of the rows of {source.source} none is taken (where: {source.where})"
+    )
+
+
+def _unknown_column(source: Source, rows: Sequence[dict[str, Any]], known: Collection[str] = ()) -> RecipeError | None:
+    """Of those that `where` names, one that is neither in the rows nor among those known to be elsewhere."""
+    for name in compiled(str(source.where)).columns:
+        if name not in known and not any(name in row for row in rows):
+            there = ", ".join(map(repr, rows[0])) if rows else ""
+            return RecipeError(
+                f"where: {source.where} names the column {name!r}, which {source.source} does not have; it has "
+                f"{there or 'none'}"
+            )
+    return None
 
 
 def cut(source: Source, which: int, rows_per_task: int, slice_bytes: int, look: bool = False) -> Iterator[Slice]:
@@ -176,13 +199,9 @@ def _taken(pieces: list[Slice], rows: int, source: Source, each: Each, notices: 
 
 def _check_where(source: Source, pieces: list[Slice], looks: list[_Look], notices: list[str]) -> None:
     known = set().union(*(look.names for look in looks))
-    for name in compiled(str(source.where)).columns:
-        if name not in known:
-            there = next((row for _, record in pieces[0].records() if (row := columns_of(record))), {})
-            raise RecipeError(
-                f"where: {source.where} names the column {name!r}, which {source.source} does not have; it has "
-                f"{', '.join(map(repr, there)) or 'none'}"
-            )
+    first = next((row for _, record in pieces[0].records() if (row := columns_of(record))), {})
+    if error := _unknown_column(source, [first], known):
+        raise error
     if undefined := sum(look.undefined for look in looks):
         notices.append(
             f"where: {source.where} has no value in {undefined} rows of {source.label}, where a column "

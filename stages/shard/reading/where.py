@@ -20,6 +20,7 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "len": len, "abs": abs, "lower": str.lower, "starts_with": str.startswith, "ends_with": str.endswith,
 }  # fmt: skip
+_OF_TWO = {"starts_with", "ends_with"}
 _NAMED = {"null": None, "true": True, "false": False}
 Row = Mapping[str, Any]
 
@@ -93,7 +94,9 @@ class Where:
             case ast.Call(func=ast.Name(id=name), args=[inner], keywords=[]) if name in ("is_null", "is_valid"):
                 asked = self._read(inner)
                 return lambda row: (asked(row) is None) == (name == "is_null")
-            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS and len(args) == 1 + (
+                name in _OF_TWO
+            ):
                 return _computed(_FUNCTIONS[name], [self._read(arg) for arg in args])
         raise ValueError(f"{_short(ast.unparse(tree))} cannot stand in it. {_CAN}")
 

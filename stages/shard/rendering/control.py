@@ -89,5 +89,5 @@ def _generation_eos(name: str) -> list[int]:
             return []
     if not path.is_file():
         return []
-    eos = json_object(path.read_text(), str(path)).get("eos_token_id")
+    eos = json_object(path.read_bytes(), str(path)).get("eos_token_id")
     return [i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from stages.errors import RecipeError
 from stages.shard.config import Columns, Shape, ShardConfig, Source
+from stages.shard.reading.opening import problem_of
 from stages.shard.shapes.known import PROMPTS, compared_of, label_columns, prompt_column
 from stages.shard.shapes.messages import decoded
 from stages.shard.shapes.paired import shape_of_pair
@@ -124,8 +125,8 @@ def _check_columns(known: list[tuple[int, dict[str, Any]]], shape: Shape, column
         wanted += columns.margin.split(" - ", 1)
     if shape not in ("ranked", "compared", "labelled"):
         wanted += [columns.chosen, columns.rejected]
-    if shape in ("explicit", "conversational", "sharegpt"):
-        wanted.append(prompt_column(known[0][1], columns))
+    if shape in ("explicit", "conversational", "sharegpt") or columns.prompt != Columns().prompt:
+        wanted.append(prompt_column(known[0][1], columns))  # one that the recipe names is never done without
     for name in filter(None, wanted):
         if not any(name in row for _, row in known):
             raise RecipeError(_no_column(known[0][1], known[0][0], name, source))
@@ -133,7 +134,7 @@ def _check_columns(known: list[tuple[int, dict[str, Any]]], shape: Shape, column
 
 def _no_column(row: dict[str, Any], number: int, name: str, source: str) -> str:
     return (
-        f"{source} has no column {name!r}; it has {', '.join(map(repr, row))}, by its row {number}. "
+        f"{source} has no column {name!r}; it has {', '.join(map(repr, row)) or 'none'}, by its row {number}. "
         "Name its columns in the recipe: shard.columns: {prompt: .., chosen: .., rejected: ..}"
     )
 
@@ -221,5 +222,7 @@ def _raise_unreadable(rows: Sequence[str], source: str) -> None:
     try:
         first = json.loads(rows[0])
     except (ValueError, RecursionError) as error:
+        if problem := problem_of(rows[0]):
+            raise RecipeError(f"the first row of {source} cannot be read: {problem}") from error
         raise RecipeError(f"the first row of {source} is not JSON: {error}. One JSON object a line is read") from error
     raise RecipeError(f"the first row of {source} is a {type(first).__name__}, not a JSON object with columns")
