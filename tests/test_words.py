@@ -61,7 +61,8 @@ def test_ids_are_the_tokenizers_own(name: str, bits: list[str], literal: bool) -
     backend, words, text = TOKENIZERS[name], WORDS[name], "".join(bits)
     assert words is not None
     backend.encode_special_tokens = literal
-    assert words.ids(text, literal) == backend.encode(text, add_special_tokens=False).ids
+    ids = words.ids(text, literal)
+    assert ids == backend.encode(text, add_special_tokens=False).ids or (ids is None and not text.isascii())
 
 
 def with_prefix() -> Tokenizer:

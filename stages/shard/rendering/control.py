@@ -19,12 +19,11 @@ class Control:
         # Not what is added without being special: Qwen's <think> is one token, and may be text.
         special = {token.content for token in added if token.special} | {*tokenizer.all_special_tokens, *self.stops}
         self.tokens = sorted((token for token in special if token), key=lambda token: (-len(token), token))
-        self._firsts = {token[0] for token in self.tokens}
         self._pattern = re.compile("|".join(map(re.escape, self.tokens)) or r"(?!)")
 
     def spelled(self, text: str) -> bool:
         """Whether text would become a control token, at least in part."""
-        return any(first in text for first in self._firsts) and self._pattern.search(text) is not None
+        return self._pattern.search(text) is not None
 
     def first(self, text: str) -> str:
         found = self._pattern.search(text)

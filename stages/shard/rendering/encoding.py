@@ -73,8 +73,10 @@ class Encoder:
             return [list(ids) for ids in made]
         if self._words is None or (opens and self._backend.encode("").ids):
             return _asked(self._backend, texts, literal, opens)
-        others = iter(_asked(self._backend, [text for text in texts if not text.isascii()], literal, opens))
-        return [self._words.ids(text, literal) if text.isascii() else next(others) for text in texts]
+        known = [self._words.ids(text, literal) for text in texts]
+        others = [text for text, ids in zip(texts, known, strict=True) if ids is None]
+        made = iter(_asked(self._backend, others, literal, opens))
+        return [next(made) if ids is None else ids for ids in known]
 
 
 def _asked(backend: Any, texts: list[str], literal: bool, opens: bool) -> list[list[int]]:

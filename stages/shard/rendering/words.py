@@ -1,14 +1,15 @@
-"""ASCII text -> token ids by a memory of words: what a byte-level BPE tokenizer says, in a fifth of its time.
+"""Text -> token ids by a memory of words: what a byte-level BPE tokenizer says, in a fifth of its time.
 
 Such a tokenizer cuts a text into words by a regular expression, and merges bytes within each word alone. So the ids of
-a text are those of its words in turn, and words come again. Of ASCII, Python's expressions say the same as those of
-tokenizers; other text, and other kinds of tokenizer, are left to the tokenizer itself.
+a text are those of its words in turn, and words come again. Of ASCII, Latin-1 and the marks of typography, Python's
+expressions say the same as those of tokenizers; other text, and other kinds of tokenizer, are left to themselves.
 """
 
 import json
 import random
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,9 +17,8 @@ from tokenizers import pre_tokenizers
 
 _REMEMBERED = 200_000  # words; about 40 MB
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # ByteLevel's own
-_NORMALIZERS = {"NFC", "NFKC", "NFD", "NFKD"}  # they leave ASCII as it is
-# The characters of Unicode's categories that are ASCII.
-_OF_ASCII = {"L": "a-zA-Z", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": "", "N": "0-9", "Nd": "0-9"}
+_BEYOND_ASCII = "".join(map(chr, range(0xA1, 0x100))) + "\u2013\u2014\u2018\u2019\u201c\u201d\u2022\u2026"
+_KNOWN = re.compile(f"[\x00-\x7f{_BEYOND_ASCII}]*")
 
 
 def words_of(backend: Any) -> "Words | None":
@@ -35,7 +35,7 @@ class Words:
     def __init__(self, backend: Any):
         told = json.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer else {"type": "none"}
         normalizer = json.loads(backend.normalizer.__getstate__())["type"] if backend.normalizer else "NFC"
-        if normalizer not in _NORMALIZERS or type(backend.model).__name__ != "BPE" or backend.model.dropout:
+        if normalizer != "NFC" or type(backend.model).__name__ != "BPE" or backend.model.dropout:
             raise ValueError("not a byte-level BPE of the text as it stands")
         self._cuts = [re.compile(f"({pattern})", re.ASCII) for pattern in _patterns(told)]
         if any(cut.groups > 1 for cut in self._cuts):
@@ -49,8 +49,13 @@ class Words:
         self._of_word = _Memory(backend.model)
         self._check(backend)
 
-    def ids(self, text: str, literal: bool = False) -> list[int]:
-        """Of ASCII `text`, without start and end tokens. `literal`: special tokens that it spells are text."""
+    def ids(self, text: str, literal: bool = False) -> list[int] | None:
+        """Without start and end tokens; None where text has other characters than are known here.
+
+        `literal`: special tokens that it spells are text.
+        """
+        if not text.isascii() and not _KNOWN.fullmatch(text):
+            return None
         stand_out = self._stand_out[literal]
         pieces = [text] if stand_out is None else stand_out.split(text)
         if len(pieces) == 1:
@@ -58,15 +63,15 @@ class Words:
         return [i for n, piece in enumerate(pieces) for i in (self._added[piece] if n % 2 else self._of_text(piece))]
 
     def _of_text(self, text: str) -> list[int]:
-        words: Iterable[str] = (text,)
+        words: Sequence[str] = (text,)
         for cut in self._cuts:
-            words = chain.from_iterable(map(cut.split, words))  # empty ones have no ids
+            words = [word for each in words for word in _cut(each, cut)]
         return list(chain.from_iterable(map(self._of_word.__getitem__, words)))
 
     def _check(self, backend: Any) -> None:
         """Ask both on text in which all kinds of characters meet. Raises ValueError where they differ."""
         chance = random.Random(0)
-        bits = [*map(chr, range(128)), *" \n\t'" * 20, " the", "Don't", "I'LL", "  12345", *self._added]
+        bits = [*map(chr, range(128)), *" \n\t'" * 20, *_BEYOND_ASCII, " the", "Don't", "I'LL", "  12345", *self._added]
         texts = ["".join(chance.choices(bits, k=40)) for _ in range(200)]
         for literal in (False, True):
             backend.encode_special_tokens = literal
@@ -74,6 +79,12 @@ class Words:
             backend.encode_special_tokens = False
             if made != [self.ids(text, literal) for text in texts]:
                 raise ValueError("the tokenizer cuts words otherwise")
+
+
+def _cut(text: str, pattern: re.Pattern[str]) -> list[str]:
+    """With what stands between matches; empty words have no ids."""
+    found: list[str] = pattern.findall(text)
+    return found if "".join(found) == text else pattern.split(text)
 
 
 class _Memory(dict[str, list[int]]):
@@ -107,23 +118,28 @@ def _patterns(told: dict[str, Any]) -> list[str]:
                 raise ValueError(f"a step {step['type']}")
     match steps[-1]:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": regex}:
-            return [_of_ascii(pattern) for pattern in [*found, *([_GPT2] if regex else [])]]
+            return [_written_out(pattern) for pattern in [*found, *([_GPT2] if regex else [])]]
     raise ValueError("not of bytes")
 
 
-def _of_ascii(pattern: str) -> str:
-    """With Unicode's categories written out. Raises ValueError (re.error is none) for those that are not known."""
+def _written_out(pattern: str) -> str:
+    """With the characters of Unicode's categories, of those known here. Raises ValueError for other expressions."""
     made, in_brackets = [], False
     for part in re.split(r"(\\p\{\w+\}|\\.|\[|\])", pattern):
         if part.startswith(r"\p{"):
-            if part[3:-1] not in _OF_ASCII:
-                raise ValueError(f"{part} is not known")
-            letters = _OF_ASCII[part[3:-1]]
+            letters = _members(part[3:-1])
             part = letters if in_brackets else f"[{letters}]" if letters else "(?!)"
         elif part in ("[", "]"):
             in_brackets = part == "["
         made.append(part)
     return "".join(made)
+
+
+def _members(category: str) -> str:
+    if not re.fullmatch("[LMN][a-z]?", category):
+        raise ValueError(f"{category} is not known")
+    characters = [*map(chr, range(128)), *_BEYOND_ASCII]
+    return "".join(each for each in characters if unicodedata.category(each).startswith(category))
 
 
 def _any_of(tokens: Sequence[str] | dict[str, Any]) -> re.Pattern[str] | None:
