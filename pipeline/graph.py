@@ -39,7 +39,7 @@ SCORE = Stage(
     acceptance=("accept",), takes_over=True,
 )  # fmt: skip
 TRAIN = Stage(
-    "train", version=4, inputs={"pairs": "shard", "logprobs": "score"}, output=PolicyCheckpoint, models=("policy",)
+    "train", version=5, inputs={"pairs": "shard", "logprobs": "score"}, output=PolicyCheckpoint, models=("policy",)
 )
 
 

@@ -156,7 +156,7 @@ def test_adapters_go_to_all_linear_layers_but_the_head(inputs: tuple, untied_mod
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (["q_proj", "query"], r"no layer is named query; there are .*down_proj.*q_proj"),
+        (["q_proj", "query"], r"no linear layer is named query; there are .*down_proj.*q_proj"),
         (["lm_head"], "must not name the head"),
     ],
 )

@@ -16,6 +16,11 @@ from stages.logps.head import LogitRule
 from stages.logps.miniature import miniatures, nudged
 from stages.logps.model import PairLogprobs
 
+
+class NeedsWeights(Exception):
+    """No small copy of a model could be made: its own weights would have to be tried, and it has none yet."""
+
+
 PROBE = [([1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12]), ([5], [3, 4, 2], [3, 7])]
 
 
@@ -25,7 +30,8 @@ def why_apart(causal_lm: PreTrainedModel, name: str) -> str | None:
 
     Where no miniature can be made, the model itself is tried in float32, as exactly; in another precision sharing is
     not tried, and only its head is looked at. Else it is not run: it may be on the meta device.
-    Raises RecipeError where even log-probs computed apart would not be the model's own.
+    Raises RecipeError where even log-probs computed apart would not be the model's own; NeedsWeights where it would
+    have to be tried, and is on the meta device.
     """
     reason = attention.why_not(type(causal_lm), causal_lm.config.get_text_config())
     for copy, expected in _tried_on(causal_lm):
@@ -48,6 +54,8 @@ def why_apart(causal_lm: PreTrainedModel, name: str) -> str | None:
         if disagreement:
             raise _unsupported(causal_lm, name, disagreement)
         return reason
+    if causal_lm.device.type == "meta":
+        raise NeedsWeights
     if disagreement := _other_head(causal_lm):
         raise _unsupported(causal_lm, name, disagreement)
     return reason or "no small copy of it could be made to try sharing on"
@@ -62,7 +70,7 @@ def _tried_on(causal_lm: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, tor
             continue
         if (moved - expected).abs().max() < 0.3 * _tolerance(expected):
             yield copy, expected
-    if {weight.dtype for weight in causal_lm.parameters()} == {torch.float32}:
+    if causal_lm.device.type != "meta" and {weight.dtype for weight in causal_lm.parameters()} == {torch.float32}:
         yield causal_lm, own_logps(causal_lm)
 
 

@@ -15,7 +15,7 @@ class TorchScorer:
     def __init__(self, config: ScoreConfig, resources: ScoreResources, longest: int):
         self.device = torch.device("cuda" if resources.gpus_per_actor else "cpu")
         self.max_tokens = resources.max_tokens_per_batch
-        self.model = load(config.model, config.dtype, longest).to(self.device)
+        self.model = load(config.model, config.dtype, longest, self.device)
         if resources.compile:
             self._compile()
 

@@ -15,8 +15,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from stages.errors import ContractError
-from stages.logps.loading import load
-from stages.logps.model import PairLogprobs
 from stages.train.following.metrics_log import Metrics
 from stages.train.held_out import HeldOut
 from stages.train.job import Job
@@ -30,9 +28,7 @@ from stages.train.pairs.order import Order
 from stages.train.pairs.pair_set import Counts, PairSet, count_pairs
 from stages.train.pairs.shares import shares
 from stages.train.policy.adam8bit import AdamW8bit
-from stages.train.policy.fsdp import shard_model
-from stages.train.policy.layers import prepare_layers
-from stages.train.policy.lora import add_adapters
+from stages.train.policy.build import build
 from stages.train.policy.mesh import Mesh
 from stages.train.schedule import lr_at
 
@@ -62,7 +58,7 @@ class Trainer:
         self.pairs = sets.pop("train")
         self.held_out = HeldOut({split: pairs for split, pairs in sets.items() if len(pairs)})
         self.order = Order(counts["train"], config.seed, config.global_batch, config.shuffle_window)
-        self.model = self._sharded_model()
+        self.model = build(config, job.resources, job.longest, self.mesh, self.device)
         self.optimizer = self._optimizer()
         self.loss_state: Memory = {}  # what the loss keeps of earlier steps
         self.skipped = 0  # steps
@@ -73,17 +69,6 @@ class Trainer:
         counts = [count_pairs(*given) if self.rank == 0 else None]
         dist.broadcast_object_list(counts, 0)
         return cast(Counts, counts[0])
-
-    def _sharded_model(self) -> PairLogprobs:
-        config, resources = self.config, self.job.resources
-        model = load(config.policy, "float32", self.job.longest)
-        if config.lora is not None:
-            add_adapters(model.causal_lm, config.lora, config.seed)
-        prepare_layers(model, resources)
-        if self.mesh.exchange is not None:
-            model.spread_tokens(self.mesh.exchange, config.policy)
-        shard_model(model.to(self.device), self.mesh.weights, config.dtype, resources.cpu_offload)
-        return model
 
     def _optimizer(self) -> torch.optim.Optimizer:
         config, weights = self.config, [weight for weight in self.model.parameters() if weight.requires_grad]

@@ -1,0 +1,34 @@
+"""The model that is trained, from its name to its shards, in the one order in which that works."""
+
+import torch
+
+from stages.logps.loading import check_weights, describe
+from stages.logps.model import PairLogprobs
+from stages.logps.weights import read_weights
+from stages.train.config import TrainConfig, TrainResources
+from stages.train.policy.fsdp import shard_model
+from stages.train.policy.layers import prepare_layers
+from stages.train.policy.lora import add_adapters, draw_adapters
+from stages.train.policy.mesh import Mesh
+
+
+def build(
+    config: TrainConfig, resources: TrainResources, longest: int, mesh: Mesh, device: torch.device
+) -> PairLogprobs:
+    """Described, adapted and sharded on the meta device; then each rank reads what it holds. By all ranks together.
+
+    Raises RecipeError where the model, or what is asked of it, is not possible.
+    """
+    model = describe(config.policy, "float32", longest, device)
+    if config.lora is not None:
+        add_adapters(model.causal_lm, config.lora)
+    prepare_layers(model, resources)
+    if mesh.exchange is not None:
+        model.spread_tokens(mesh.exchange, config.policy)
+    shard_model(model, mesh.weights, config.dtype, resources.cpu_offload)
+    home = torch.device("cpu") if resources.cpu_offload else device
+    if config.lora is not None:
+        draw_adapters(model.causal_lm, config.seed, home)
+    read_weights(model.causal_lm, config.policy, home)
+    check_weights(model, config.policy, device)
+    return model
