@@ -1,20 +1,31 @@
 """Weights read by shards are those of `from_pretrained`, to the bit, and no rank holds more than its own."""
 
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_on
+from ranks import together
+from safetensors.torch import load_file, save_file
 from test_logps import GROUPED, PAIRS, make
 from test_lora import EXPERTS
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig, OlmoHybridConfig, PreTrainedConfig
 
-from stages.logps.loading import load
+from stages.errors import RecipeError
+from stages.logps.loading import describe, load
+from stages.logps.model import PairLogprobs
+from stages.logps.weights import read_weights
 from stages.train.config import Lora, TrainConfig, TrainResources
 from stages.train.policy.build import build
+from stages.train.policy.fsdp import shard_model
+from stages.train.policy.mesh import Mesh
 
 CPU = torch.device("cpu")
 CONFIGS: dict[str, PreTrainedConfig] = EXPERTS | {
@@ -33,10 +44,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def policy(folder: Path, **fields: object) -> torch.nn.Module:
+def policy(folder: Path, **fields: object) -> PairLogprobs:
     config = TrainConfig(policy=str(folder), **fields)
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    return build(config, TrainResources(), 64, mesh, CPU)
+    resources = TrainResources()
+    return build(config, resources, 64, Mesh("cpu", dist.get_world_size(), resources), CPU)
 
 
 def assert_equal(folder: Path, lora: Lora | None) -> None:
@@ -75,8 +86,92 @@ def test_one_rank_reads_what_from_pretrained_reads(folder: Path) -> None:
 
 
 def test_two_ranks_read_what_from_pretrained_reads(folder: Path) -> None:
-    run_on(2, read_all, folder, list(CONFIGS))
+    together(2, read_all, folder, list(CONFIGS))
 
 
 def test_more_ranks_than_experts_cut_them_by_their_width(folder: Path) -> None:
-    run_on(4, read_all, folder, ["mixtral", "gpt_oss"])
+    together(4, read_all, folder, ["mixtral", "gpt_oss"])
+
+
+HYBRID = OlmoHybridConfig(
+    **GROUPED, layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2, linear_num_value_heads=2,
+    linear_key_head_dim=8, linear_value_head_dim=8,
+)  # fmt: skip
+LARGE = LlamaConfig(
+    vocab_size=8000, hidden_size=512, intermediate_size=1536, num_hidden_layers=2, num_attention_heads=8,
+    num_key_value_heads=8, max_position_embeddings=64, pad_token_id=0,
+)  # fmt: skip
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """Bytes that this process has gained at the most, of memory that is no mapped file; looked at each millisecond."""
+    peak, done = [0], threading.Event()
+
+    def anonymous() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+
+    def look() -> None:
+        while not done.is_set():
+            peak[0] = max(peak[0], anonymous() - before)
+            time.sleep(0.001)
+
+    before = anonymous()
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+def read_large(folder: Path) -> None:
+    torch.set_num_threads(1)
+    hybrid = folder / "hybrid"
+    with pytest.raises(
+        RecipeError, match=r"cannot be read by shards: .*conv1d\.weight is made .* by Concatenate along"
+    ):
+        policy(hybrid)
+    model = describe(str(folder / "large"), "float32", 64, CPU)
+    shard_model(model, init_device_mesh("cpu", (2,)), "float32")
+    with peak_memory() as peak:
+        read_weights(model.causal_lm, str(folder / "large"), CPU)
+    weights = list(model.parameters())
+    shards = sum(weight.to_local().nbytes for weight in weights)
+    assert 0.49 < shards / sum(weight.nbytes for weight in weights) < 0.51
+    assert 0.9 * shards < peak[0] < shards + 2 * max(weight.nbytes for weight in weights)
+
+
+def test_no_rank_holds_more_than_its_shards_and_a_piece(tmp_path: Path) -> None:
+    make(LARGE).save_pretrained(tmp_path / "large", max_shard_size="20MB")
+    make(HYBRID).save_pretrained(tmp_path / "hybrid")
+    together(2, read_large, tmp_path)
+
+
+def test_what_is_not_whole_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    """transformers would take random numbers for it, and say so in a line of the log."""
+    damaged = shutil.copytree(folder / "llama, tied", tmp_path / "damaged")
+    file = next(
+        path for path in damaged.glob("*.safetensors") if "model.layers.1.mlp.up_proj.weight" in load_file(path)
+    )
+    whole = load_file(file)
+    lacking = {name: weight for name, weight in whole.items() if "layers.1.mlp.up_proj" not in name}
+    save_file(lacking, file, metadata={"format": "pt"})
+    with pytest.raises(RecipeError, match=r"model\.layers\.1\.mlp\.up_proj\.weight \(1 tensors\) are not in its files"):
+        load(str(damaged), "float32", 64)
+    save_file(whole | {"model.layers.1.mlp.up_proj.weight": torch.zeros(3, 32)}, file, metadata={"format": "pt"})
+    with pytest.raises(RecipeError, match=r"up_proj\.weight is \[3, 32\] in its files, and \[64, 32\] by its config"):
+        load(str(damaged), "float32", 64)
+
+
+@pytest.mark.usefixtures("alone")
+def test_files_that_are_no_safetensors_are_read_as_a_whole(folder: Path, tmp_path: Path) -> None:
+    model = make(CONFIGS["llama"])
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    read = policy(tmp_path, lora=Lora(rank=2))
+    expected = load(str(folder / "llama"), "float32", 64)
+    with torch.no_grad():
+        assert torch.equal(read(read.lay_out(PAIRS)), expected(expected.lay_out(PAIRS)))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -136,7 +136,7 @@ def _check_conversion(operations: list[ConversionOps], weight: torch.Tensor, key
     """Raises RecipeError where slices of what is in the files do not make a slice of the weight."""
     if not isinstance(weight, DTensor) or weight.device_mesh.size() == 1:
         return
-    for axis in {placement.dim for placement in weight.placements if placement.is_shard()}:
+    for axis in {placement.dim for placement in weight.placements if isinstance(placement, Shard)}:
         for operation in operations:
             if isinstance(operation, MergeModulelist):
                 fits = operation.dim == 0

@@ -15,7 +15,7 @@ class Lora(Config):
 
     rank: Count = 16
     alpha: Count = 32  # adapters are scaled by alpha / rank
-    targets: Literal["all-linear"] | list[str] = "all-linear"  # names of linear layers, as peft takes them
+    targets: Literal["all-linear"] | list[str] = "all-linear"  # or names of linear layers
     merge: bool = False  # export the merged model as well
 
 

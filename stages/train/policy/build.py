@@ -1,6 +1,7 @@
 """The model that is trained, from its name to its shards, in the one order in which that works."""
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from stages.logps.loading import check_weights, describe
 from stages.logps.model import PairLogprobs
@@ -31,4 +32,6 @@ def build(
         draw_adapters(model.causal_lm, config.seed, home)
     read_weights(model.causal_lm, config.policy, home)
     check_weights(model, config.policy, device)
+    if isinstance(model, FSDPModule):
+        model.reshard()  # the root stays gathered after a forward pass, and the optimizer wants its shards
     return model

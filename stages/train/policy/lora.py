@@ -63,7 +63,9 @@ def _targets(causal_lm: PreTrainedModel, lora: Lora) -> list[str]:
     Of a mixture of experts peft takes some names, those that its experts and router once had, for stacked weights and
     the router. Their adapters are another thing: no linear layer has them, and nothing here would merge them.
     """
-    head, linear, others = causal_lm.get_output_embeddings(), set(), set()
+    head = causal_lm.get_output_embeddings()
+    linear: set[str] = set()
+    others: set[str] = set()
     for name, module in causal_lm.named_modules():
         if module is not head:
             (linear if isinstance(module, nn.Linear | Conv1D) else others).add(name.rpartition(".")[2])
