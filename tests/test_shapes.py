@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from test_readme import blocks
 
 from stages.errors import RecipeError
-from stages.shard.config import Columns
-from stages.shard.shapes.tell import tell
+from stages.shard.config import Chat, Columns, ShardConfig
+from stages.shard.shapes.tell import tell, tell_source
 from stages.shard.triple import Labelled, Malformed, Rejected, Triple, outcomes, parse
 
 COLUMNS = Columns()
@@ -119,6 +119,15 @@ def test_a_column_of_nulls_is_none() -> None:
 def test_where_nothing_fits_one_message_says_what_there_is(row: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         tell([json.dumps(row)], COLUMNS, "set")
+
+
+def test_columns_for_the_template_that_are_not_there_are_told() -> None:
+    row = json.dumps({"prompt": "p", "chosen": "a ", "rejected": "b ", "functions": []})
+    for chat, told in (({}, 0), ({"tools_column": "functions"}, 0), ({"tools_column": "x", "kwargs_column": "y"}, 2)):
+        config = ShardConfig(source="set", tokenizer="t", chat=Chat(**chat))
+        notices = [note for note in tell_source([row], config.all_sources[0], config).notices if "shard.chat" in note]
+        assert len(notices) == told
+    assert notices[1] == "set: none of the first 1 rows has the column 'x' of shard.chat.tools_column"
 
 
 def test_a_prompt_that_the_recipe_names_is_not_done_without() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from stages.errors import RecipeError
-from stages.shard.config import Columns, Shape, ShardConfig, Source
+from stages.shard.config import Chat, Columns, Shape, ShardConfig, Source
 from stages.shard.reading.opening import problem_of
 from stages.shard.shapes.known import PROMPTS, compared_of, label_columns, prompt_column
 from stages.shard.shapes.messages import decoded
@@ -67,6 +67,14 @@ def tell_source(rows: Sequence[str], source: Source, config: ShardConfig) -> Tol
             f"{source.source} holds labelled completions, of which no pairs can be made. Set shard.rows: labelled, and "
             "train.loss to one that takes them, as kto does"
         )
+    named = {"kwargs_column": config.chat.kwargs_column}
+    if config.chat.tools_column != Chat().tools_column:
+        named["tools_column"] = config.chat.tools_column
+    for field, name in named.items():
+        if name is not None and not any(name in row for row in map(_object, rows) if row is not None):
+            told.notices.append(
+                f"{source.source}: none of the first {len(rows)} rows has the column {name!r} of shard.chat.{field}"
+            )
     return told
 
 
