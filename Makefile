@@ -2,13 +2,17 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: demo test check lint bench-shard bench-train bench-score bench-scale bench-checkpoint bench-memory clean
+.PHONY: demo test test-gpu check lint bench-shard bench-train bench-score bench-scale bench-checkpoint bench-memory clean
 
 demo: .venv/.runtime $(MODEL)  ## install, then run the three stages on the embedded triples
 	$(BIN)/raydpo run configs/recipes/demo.yaml
 
 test: .venv/.dev $(MODEL)  ## all tests, in two processes
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+
+GPU_PYTHON ?= $(BIN)/python
+test-gpu:  ## what needs a GPU, as plain torch, without Ray and vLLM: any Python that has torch will do
+	$(GPU_PYTHON) -m tests.gpu
 
 lint: .venv/.dev  ## the fast part of `make check`
 	$(BIN)/ruff format --check .

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stages.logps.head import LogitRule, target_logps
+from stages.logps.head import LogitRule, _logits, target_logps
 
 
 def head(vocabulary: int, hidden: int, bias: bool = False) -> torch.nn.Linear:
@@ -90,3 +91,12 @@ def test_no_tensor_is_larger_than_a_chunk(tokens: int, vocabulary: int) -> None:
     with LargestTensor() as largest:
         target_logps(lm_head, hidden, targets, LogitRule(), chunk).sum().backward()
     assert largest.elements <= chunk
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_on_a_gpu_logits_are_float32_out_of_the_product(bias: bool) -> None:
+    """By dtypes alone, which torch knows of a GPU that is not there."""
+    with FakeTensorMode(), torch.no_grad():
+        hidden, weight = (torch.empty(n, 16, dtype=torch.bfloat16, device="cuda") for n in (40, 300))
+        logits = _logits(hidden, weight, torch.empty(300, dtype=torch.bfloat16, device="cuda") if bias else None)
+    assert (logits.device.type, logits.dtype, logits.shape) == ("cuda", torch.float32, (40, 300))

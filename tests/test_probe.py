@@ -1,6 +1,7 @@
 """What is found out on an architecture in small, of models at the sizes they have: their weights are never made."""
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ from transformers import (
 from stages.errors import RecipeError
 from stages.logps.loading import load, wrap
 from stages.logps.miniature import miniatures
-from stages.logps.probe import why_apart
+from stages.logps.model import PairLogprobs
+from stages.logps.probe import check_kernels, why_apart
 from stages.logps.small_config import shrink
 
 LLAMA3_ROPE = {
@@ -347,3 +349,42 @@ def test_a_model_without_a_head_over_its_vocabulary_is_refused() -> None:
     model.lm_head = nn.Sequential(model.lm_head)
     with pytest.raises(RecipeError, match=r"other \(LlamaForCausalLM\) has no linear head over its vocabulary"):
         wrap(model, "other")
+
+
+class WrongInBfloat16(LlamaForCausalLM):
+    """As where a kernel that float32 does not take looks one token too far back."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__(config)
+        self.model.register_forward_pre_hook(self._look_elsewhere, with_kwargs=True)
+
+    @staticmethod
+    def _look_elsewhere(model: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+        stretches = named.get("stretches")
+        if stretches is None or model.dtype == torch.float32:
+            return inputs, named
+        return inputs, named | {"stretches": replace(stretches, shared=tuple(max(n - 1, 0) for n in stretches.shared))}
+
+
+@pytest.mark.parametrize("name", ["Llama-3.1-8B", "Mistral-7B-v0.1", "Gemma-2-9b", "Qwen3-30B-A3B", "gpt2-xl"])
+def test_kernels_of_another_precision_are_tried(name: str) -> None:
+    check_kernels(skeleton(SHARES[name]), name, torch.device("cpu"), torch.bfloat16)
+
+
+def test_a_kernel_that_is_wrong_in_another_precision_is_refused() -> None:
+    with torch.device("meta"):
+        model = WrongInBfloat16(LlamaConfig(**sized(64, 128, 2, 2)))
+    check_kernels(model, "odd", torch.device("cpu"), torch.float32)
+    with pytest.raises(RecipeError, match=r"odd \(WrongInBfloat16\) in torch\.bfloat16 on cpu: .* kernels .* at fault"):
+        check_kernels(model, "odd", torch.device("cpu"), torch.bfloat16)
+
+
+def test_the_decoders_layers_are_found_beside_longer_lists() -> None:
+    """Experts that a class keeps as a list, and a tower for images with more layers than the decoder has."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**sized(32, 64, 2, 2)))
+        model.model.layers[0].mlp.experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(5))
+        text, tower = sized(32, 64, 2, 2), sized(32, 64, 4, 2, image_size=56, patch_size=14)
+        with_tower = AutoModelForCausalLM.from_config(Gemma3Config(text_config=text, vision_config=tower))
+    assert PairLogprobs(model).layers is model.model.layers
+    assert PairLogprobs(with_tower).layers is with_tower.get_decoder().layers

@@ -47,12 +47,14 @@ def dialogues(tmp_path_factory: pytest.TempPathFactory) -> PreferencePairs:
     rows: list[dict[str, Any]] = []
     for number in range(24):
         row: dict[str, Any] = {"pair_id": f"{number:032x}", "split": "train", "source": "-", "source_row": number}
-        row["prompt_ids"] = chance.integers(5, 300, chance.integers(1, 20)).tolist()
+        row["prompt_ids"] = chance.integers(5, 300, chance.integers(1, 20)).tolist() if number > 1 else []
         start = chance.integers(5, 300, 3).tolist()  # of both completions
         for side in schema.PAIR_SIDES:
             row[f"{side}_ids"] = start + chance.integers(5, 300, chance.integers(5, 30)).tolist()
             edges = chance.choice(len(row[f"{side}_ids"]), 2 * int(chance.integers(1, 4)), replace=False)
             row[f"{side}_trained"] = sorted(edges.tolist())
+            if number < 2:  # nothing comes before their first trained token, and one has no other
+                row[f"{side}_trained"] = [0, 1 + 3 * (number or side == "chosen")]
         rows.append(row | {"weight": 1.0})
     rows[0] |= {"chosen_ids": chance.integers(5, 300, LONGEST - len(rows[0]["prompt_ids"])).tolist()}
     rows[0] |= {"chosen_trained": [2, 9, 40, len(rows[0]["chosen_ids"])]}
@@ -85,7 +87,7 @@ def test_scores_are_of_trained_tokens(dialogues: PreferencePairs, tiny_model: Pa
                     labels[0, : len(pair["prompt_ids"])] = -100
                     labels[0, len(pair["prompt_ids"]) :][torch.from_numpy(~marks)] = -100
                     with torch.no_grad():
-                        total = -own(input_ids=ids, labels=labels).loss.item() * marks.sum()
+                        total = -own(input_ids=ids, labels=labels, num_items_in_batch=1).loss.item()
                     values = found[f"ref_{side}_token_logps"]
                     assert len(values) == marks.sum()
                     assert found[f"ref_{side}_logps"] == pytest.approx(sum(values), rel=1e-6)
@@ -146,3 +148,9 @@ def test_too_many_pairs_without_log_probs_stop_the_stage(trained: Project, tiny_
     ):
         score(config, pairs=pairs, out=out, resources=ScoreResources())
     assert len(pq.read_table(out / "rejects.parquet")) == 40
+
+
+def test_an_engine_takes_most_of_a_gpu_and_little_of_a_machine() -> None:
+    shares = [ScoreResources(gpus_per_actor=gpus).memory_share for gpus in (0, 1, 8)]
+    assert shares == [0.3, 0.85, 0.85]
+    assert ScoreResources(gpus_per_actor=1, memory_fraction=0.5).memory_share == 0.5

@@ -2,6 +2,9 @@
 # vLLM's own image has CUDA, torch and kernels that fit its version exactly; rebuilding that is how versions drift.
 FROM vllm/vllm-openai:v0.32.0
 
+# The image has `python3` alone (`submit`, and people, say `python`), and no wget, by which KubeRay before 1.6 probes.
+RUN ln -sf "$(command -v python3)" /usr/local/bin/python \
+    && apt-get update && apt-get install --yes --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
 COPY infra/requirements/gpu.txt /tmp/gpu.txt
 RUN pip install --no-cache-dir -r /tmp/gpu.txt
 # The base image starts an API server; Ray starts its own processes.

@@ -83,7 +83,7 @@ def print_done(done: list[Done], console: Console) -> None:
 
 def _key_figures(facts: dict[str, Any]) -> Iterator[str]:
     known = facts | facts.get("before and after", {}) | _of_report(facts.get("report", {})) | _of_reference(facts)
-    if calibration := facts.get("calibration"):
+    if "per token" in (calibration := facts.get("calibration", {})):
         known |= {"off trainer": calibration["per token"]["sd"], "margin noise": calibration["margin"]["sd"]}
     for key, label in _KEY_FIGURES.items():
         value = known.get(key)

@@ -35,7 +35,7 @@ def start_engine(model: str, dtype: str, context: int, resources: EngineResource
         max_model_len=context,
         max_num_seqs=resources.max_num_seqs,
         max_num_batched_tokens=resources.max_num_batched_tokens or _batched_tokens(model, context),
-        gpu_memory_utilization=resources.memory_fraction,
+        gpu_memory_utilization=resources.memory_share,
         tensor_parallel_size=max(gpus, 1),
         distributed_executor_backend="mp" if gpus > 1 else None,  # the ray executor leaks placement groups
         enforce_eager=True,  # scoring is all prefill; graphs gain nothing
@@ -47,8 +47,14 @@ def start_engine(model: str, dtype: str, context: int, resources: EngineResource
 
 
 def picks_tokens(engine: "LLM") -> bool:
-    """Whether it is told the tokens whose log-probs are wanted, and runs its head for these (Model Runner V2)."""
-    return bool(engine.llm_engine.vllm_config.use_v2_model_runner)
+    """Whether it is told the tokens whose log-probs are wanted, and runs its head for these (Model Runner V2).
+
+    Engines that know nothing of either give every position.
+    """
+    from vllm import SamplingParams
+
+    new_runner = getattr(engine.llm_engine.vllm_config, "use_v2_model_runner", False)
+    return bool(new_runner) and hasattr(SamplingParams, "prompt_logprob_token_ids")
 
 
 def _batched_tokens(model: str, context: int) -> int | None:

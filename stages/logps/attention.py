@@ -5,6 +5,8 @@ compute on the two sequences of the pair. A sliding window is a distance within 
 scores, so both are expressed exactly.
 """
 
+from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -55,8 +57,10 @@ def stretch_attention(
         raise NotImplementedError("attention sinks, position biases, head masks and dropout are not supported")
     if exchange is not None:
         query, key, value = exchange.for_heads(query, key, value)
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and softcap is None:
-        output = _varlen(query, key, value, stretches, scaling, sliding_window)
+    if softcap is None and _has_kernel(query, value):
+        from torch.nn.attention.varlen import varlen_attn
+
+        output = over_stretches(varlen_attn, query, key, value, stretches, scaling, sliding_window)
     else:
         output = _one_by_one(query, key, value, stretches, scaling, sliding_window, softcap)
     return (output if exchange is None else exchange.for_tokens(output)), None
@@ -65,7 +69,20 @@ def stretch_attention(
 AttentionInterface.register(NAME, stretch_attention)
 
 
-def _varlen(
+def _has_kernel(query: torch.Tensor, value: torch.Tensor) -> bool:
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return takes(query.shape[-1], value.shape[-1], torch.cuda.get_device_capability(query.device))
+
+
+def takes(head_size: int, value_size: int, capability: tuple[int, int]) -> bool:
+    """Whether variable-length flash attention is for such heads and such a GPU: latent attention (DeepSeek), say, has
+    larger keys than values."""
+    return head_size == value_size <= 256 and head_size % 8 == 0 and capability >= (8, 0)
+
+
+def over_stretches(
+    kernel: Callable[..., Any],
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -73,15 +90,21 @@ def _varlen(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """One flash attention call; its causal mask is aligned to the end of the context, as ours is."""
-    from torch.nn.attention.varlen import varlen_attn
+    """One call of torch.nn.attention.varlen.varlen_attn, or of a `kernel` with its signature.
 
+    Its causal mask is aligned to the end of the context, as ours is.
+    """
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
-    output = varlen_attn(
+    grouped: dict[str, bool] = {}
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in signature(kernel).parameters:
+            grouped = {"enable_gqa": True}
+        else:  # torch before 2.12
+            key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1) for tensor in (key, value))
+    output = kernel(
         query, key.index_select(0, stretches.context), value.index_select(0, stretches.context),
         stretches.length_ends, stretches.context_ends, max(stretches.lengths), max(stretches.contexts),
-        scale=scaling, window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        scale=scaling, window_size=(-1 if window is None else window - 1, 0), **grouped,
     )  # fmt: skip
     assert isinstance(output, torch.Tensor)
     return output[None]
@@ -125,7 +148,7 @@ def _one_by_one(
 def _mask(stretches: Stretches, query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
     """[queries, keys], 0 where a query may look and -inf elsewhere; the last query stands at the last key."""
     queries, keys = query.shape[2], key.shape[2]
-    wanted = (queries, keys, window, query.dtype)
+    wanted = (queries, keys, window, query.dtype, query.device)
     if wanted not in stretches.masks:
         positions = torch.arange(keys, device=query.device)
         distance = positions[-queries:, None] - positions

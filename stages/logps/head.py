@@ -86,7 +86,7 @@ class _TargetLogps(torch.autograd.Function):
         logps, log_squares, last = [], [], None
         for part, ids in zip(hidden.split(rows), targets.split(rows), strict=True):
             last = None  # its memory serves the next chunk
-            last = _Chunk(linear(part, weight, bias), ids, rule)
+            last = _Chunk(_logits(part, weight, bias), ids, rule)
             logps.append(last.logps)
             if squares:
                 log_squares.append(last.log_squares())
@@ -109,7 +109,7 @@ class _TargetLogps(torch.autograd.Function):
         of_weight = of_bias = None  # chunks are added up in float32
         for start in reversed(range(0, len(hidden), ctx.rows)):
             piece = slice(start, start + ctx.rows)
-            chunk = chunk or _Chunk(linear(hidden[piece], weight, bias), targets[piece], ctx.rule)
+            chunk = chunk or _Chunk(_logits(hidden[piece], weight, bias), targets[piece], ctx.rule)
             of_output = chunk.backward_(gradient[piece]).to(weight.dtype)
             chunk = None
             if of_hidden is not None:
@@ -124,6 +124,18 @@ class _TargetLogps(torch.autograd.Function):
         of_weight = None if of_weight is None else of_weight.to(weight.dtype)
         of_bias = None if of_bias is None else of_bias.to(bias.dtype)
         return of_hidden, of_weight, of_bias, None, None, None, None
+
+
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """hidden [n, H], weight [V, H] -> [n, V]; float32 on GPUs, whatever the dtype of both.
+
+    A GPU adds up in float32 anyway. Logits rounded to bfloat16 are off by up to 0.4% of themselves: vLLM's float32 head
+    gives others, and a second copy would be needed for the softmax.
+    """
+    if not weight.is_cuda or weight.dtype == torch.float32:
+        return linear(hidden, weight, bias)
+    logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+    return logits if bias is None else logits.add_(bias)
 
 
 class _Chunk:

@@ -38,6 +38,9 @@ class Stretches:
         sizes = [len(context) for context in contexts]
         return cls(tuple(lengths), tuple(shared), tuple(sizes), torch.cat(contexts), _ends(lengths), _ends(sizes))
 
+    def to(self, device: torch.device) -> "Stretches":
+        return self if self.context.device == device else _moved(self, device)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -174,12 +177,12 @@ def _targets(
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """The same with its tensors on `device`."""
+    """The same with its tensors on `device`; masks are kept, as they are known by their devices."""
     changes: dict[str, Any] = {}
     for each in fields(value):
         content = getattr(value, each.name)
         if isinstance(content, torch.Tensor):
             changes[each.name] = content.to(device, non_blocking=True)
         elif isinstance(content, Stretches):
-            changes[each.name] = _moved(content, device)
+            changes[each.name] = content.to(device)
     return replace(value, **changes)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import pad as pad_end
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stages.errors import RecipeError
 from stages.logps import attention
@@ -16,6 +17,7 @@ from stages.logps.exchange import Exchange
 from stages.logps.head import Head, LogitRule
 from stages.logps.layout import ROUND, Both, Ids, Layout, pack, pad
 from stages.logps.linear import Linear, choose
+from stages.logps.small_config import EXPERT_COUNTS
 
 
 class PairLogprobs(nn.Module):
@@ -27,6 +29,7 @@ class PairLogprobs(nn.Module):
         self.rule = LogitRule.of(causal_lm.config.get_text_config())
         self.shares_prompts = False
         self.exchange: Exchange | None = None
+        self._layers = _name_of_layers(causal_lm)
         self._own_attention = causal_lm.config._attn_implementation
         if causal_lm.dtype == torch.float32 and not torch.cuda.is_available():
             choose()
@@ -41,9 +44,14 @@ class PairLogprobs(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The decoder's layers: the longest list of modules in it."""
-        lists = [module for module in self.causal_lm.modules() if isinstance(module, nn.ModuleList)]
-        return max(lists, key=len)
+        """The decoder's layers, wrapped or not."""
+        return cast(nn.ModuleList, self.causal_lm.get_submodule(self._layers))
+
+    @property
+    def routes(self) -> bool:
+        """Whether a router chooses experts for each token: rounding then changes a choice here and there."""
+        config = self.causal_lm.config.get_text_config()
+        return any((getattr(config, name, None) or 0) > 1 for name in EXPERT_COUNTS)
 
     def share_prompts(self, shares: bool) -> None:
         """Whether to lay pairs out with their common start once; if not, the model's own attention is back."""
@@ -113,3 +121,15 @@ class PairLogprobs(nn.Module):
         if exchange is not None:
             logps = exchange.joined(logps, own, len(layout.targets))
         return logps.where(layout.sources >= 0, 0.0)
+
+
+def _name_of_layers(causal_lm: PreTrainedModel) -> str:
+    """The longest list of what transformers marks as layers; experts may be a longer list, and are none.
+
+    The longest of all lists where a model of somebody's own marks nothing.
+    """
+    own = set((causal_lm.get_decoder() or causal_lm).modules())  # a tower for images may have more
+    lists = {n: each for n, each in causal_lm.named_modules() if isinstance(each, nn.ModuleList) and each in own}
+    marked = {n: each for n, each in lists.items() if all(isinstance(m, GradientCheckpointingLayer) for m in each)}
+    found = marked or lists
+    return max(found, key=lambda name: len(found[name]), default="")

@@ -21,7 +21,11 @@ class NeedsWeights(Exception):
     """No small copy of a model could be made: its own weights would have to be tried, and it has none yet."""
 
 
-PROBE = [([1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12]), ([5], [3, 4, 2], [3, 7])]
+Pairs = list[tuple[list[int], list[int], list[int]]]
+PROBE: Pairs = [([1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12]), ([5], [3, 4, 2], [3, 7])]
+
+# Most tokens stand behind a trunk that they do not follow in the row: what a kernel gets wrong shows in the most.
+BEHIND: Pairs = [([*range(1, 9)], [10, 11], [*range(12, 32)]), ([5, 6], [7], [*range(8, 28)])]
 
 
 @torch.no_grad()
@@ -75,19 +79,44 @@ def _tried_on(causal_lm: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, tor
 
 
 @torch.no_grad()
-def own_logps(causal_lm: PreTrainedModel) -> torch.Tensor:
-    """Log-probs [17] float32 of the probe's targets by the model's own forward pass, one sequence at a time."""
-    logps = []
-    for prompt, *sides in PROBE:
+def check_kernels(causal_lm: PreTrainedModel, name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Try the kernels that `device` takes for stretches in `dtype`: the check at load has met those of CPUs alone.
+
+    On a miniature, whose log-probs in float32 and, by its own attention, in `dtype` are known. Medians are compared: a
+    router's rare other choice is no fault. Raises RecipeError where the kernels are off by more than rounding.
+    """
+    copy = next((copy for copy, _ in _tried_on(causal_lm)), causal_lm)
+    if copy is causal_lm:
+        return
+    expected = own_logps(copy, BEHIND)
+    rounded, model = own_logps(copy.to(dtype), BEHIND), PairLogprobs(copy.to(device))
+    model.share_prompts(True)
+    computed = model(model.lay_out(BEHIND).to(device)).cpu()
+    rounding, found = ((logps - expected).abs().median().item() for logps in (rounded, computed))
+    if not found <= 4 * rounding + 0.02 * expected.std().item():
+        raise RecipeError(
+            f"{name} ({type(causal_lm).__name__}) in {dtype} on {device}: log-probs of half the tokens are off by "
+            f"{found:.3g} nats and more, where rounding explains {rounding:.3g}. The attention kernels of this torch "
+            "are at fault: score and train in float32, or take another version of torch"
+        )
+
+
+@torch.no_grad()
+def own_logps(causal_lm: PreTrainedModel, pairs: Pairs = PROBE) -> torch.Tensor:
+    """Log-probs [N] float32 of all sides' tokens, 17 in the probe, by the model's own forward, a sequence at a time."""
+    logps, device = [], causal_lm.device
+    for prompt, *sides in pairs:
         for side in sides:
-            logits = causal_lm(input_ids=torch.tensor([prompt + side]), use_cache=False).logits[0].float()
+            ids = torch.tensor([prompt + side], device=device)
+            logits = causal_lm(input_ids=ids, use_cache=False).logits[0].float().cpu()
             at_targets = logits[len(prompt) - 1 : -1].log_softmax(-1)
             logps.append(at_targets.gather(1, torch.tensor(side)[:, None])[:, 0])
     return torch.cat(logps)
 
 
 def _disagreement(model: PairLogprobs, expected: torch.Tensor) -> str | None:
-    difference = (model(model.lay_out(PROBE)) - expected).abs().max().item()
+    layout = model.lay_out(PROBE).to(model.causal_lm.device)
+    difference = (model(layout).cpu() - expected).abs().max().item()
     return None if difference < _tolerance(expected) else f"log-probs would be off by {difference:.3g} nats"
 
 
@@ -101,7 +130,8 @@ def _other_head(causal_lm: PreTrainedModel) -> str | None:
     seen = []
     handle = causal_lm.base_model.register_forward_hook(lambda _, __, output: seen.append(output))
     try:
-        logits = causal_lm(input_ids=torch.tensor([PROBE[0][0]]), use_cache=False).logits.float()
+        ids = torch.tensor([PROBE[0][0]], device=causal_lm.device)
+        logits = causal_lm(input_ids=ids, use_cache=False).logits.float()
     finally:
         handle.remove()
     hidden = getattr(seen[-1], "last_hidden_state", None)

@@ -20,7 +20,7 @@ _INNER = (
     "shared_intermediate_size", "dense_intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size",
     "expert_ffn_hidden_size",
 )  # fmt: skip
-_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 _RANKS = {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": _HEAD_SIZE, "qk_rope_head_dim": 8}
 # What scores are scaled and logits are capped by, made to fit the small heads: with real values neither would show.
@@ -129,7 +129,7 @@ def _rotate(config: PreTrainedConfig, before: int | None, after: int) -> None:
 
 def _shrink_experts(config: PreTrainedConfig) -> None:
     groups, best = _number(config, "n_group"), _number(config, "topk_group")
-    _limit(config, _COUNTS, _EXPERTS)
+    _limit(config, EXPERT_COUNTS, _EXPERTS)
     _limit(config, _CHOSEN, 2)
     if groups and best:
         _set(config, "n_group", min(groups, 2))

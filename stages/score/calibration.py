@@ -65,14 +65,24 @@ class Differences:
 def calibrate(
     config: ScoreConfig, pairs: PreferencePairs, logprobs: ReferenceLogprobs, resources: ScoreResources, longest: int
 ) -> dict[str, Any]:
-    """Compare a sample in a process of its own, which has the model for as long as that takes. Returns facts."""
+    """Compare a sample in a process of its own, which has the model for as long as that takes. Returns facts.
+
+    A model that no one GPU holds is spread over as many as an actor of the pool had. Where even these are too small for
+    it in the precision of training, the facts are a warning, and what was scored stands.
+    """
     measure = ray.remote(
         num_cpus=resources.cpus_per_actor,
-        num_gpus=min(resources.gpus_per_actor, 1),
+        num_gpus=resources.gpus_per_actor,
         runtime_env={} if resources.gpus_per_actor else {"env_vars": CPU_ENVIRONMENT},
         max_retries=3,
     )(_measure)
-    found: Differences = ray.get(measure.remote(config, pairs, logprobs, resources, longest))
+    found: Differences | None = ray.get(measure.remote(config, pairs, logprobs, resources, longest))
+    if found is None:
+        gpus, dtype = resources.gpus_per_actor, config.accept.dtype_of(config.dtype)
+        return {
+            "warning": f"not calibrated: {config.model} in {dtype} does not fit on {gpus} GPUs, of which an actor has "
+            "as many. Give actors more (cluster.score.gpus_per_actor), or set score.accept.calibration_pairs: 0"
+        }
     return judge(found, config.accept, exact=config.dtype == config.accept.dtype_of(config.dtype) == "float32")
 
 
@@ -103,15 +113,22 @@ def judge(found: Differences, accept: Acceptance, exact: bool) -> dict[str, Any]
 
 def _measure(
     config: ScoreConfig, pairs: PreferencePairs, logprobs: ReferenceLogprobs, resources: ScoreResources, longest: int
-) -> Differences:
-    from stages.score.torch_scorer import TorchScorer  # seconds, which the driver need not spend
+) -> Differences | None:
+    """None where the GPUs have not room enough."""
+    import torch  # with what follows seconds, which the driver need not spend
+
+    from stages.score.torch_scorer import TorchScorer
 
     accept = config.accept
     sample, scored = _sample(pairs, logprobs, accept.calibration_pairs)
-    live = TorchScorer(config.model_copy(update={"dtype": accept.dtype_of(config.dtype)}), resources, longest)
+    try:
+        live = TorchScorer(config.model_copy(update={"dtype": accept.dtype_of(config.dtype)}), resources, longest)
+        computed = live.token_logps(sample)
+    except torch.OutOfMemoryError:
+        return None
     both = (scored[f"ref_{side}_token_logps"].to_pylist() for side in schema.sides(scored.column_names))
     cached = [np.asarray(values) for pair in zip(*both, strict=True) for values in pair]
-    return Differences(cached, [np.asarray(values) for values in live.token_logps(sample)])
+    return Differences(cached, [np.asarray(values) for values in computed])
 
 
 def _sample(pairs: PreferencePairs, logprobs: ReferenceLogprobs, count: int) -> tuple[pa.Table, pa.Table]:

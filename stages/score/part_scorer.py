@@ -99,8 +99,10 @@ class PartScorer:
             "path": self.scorer.path if len(new) else "taken over",
             "reference": reference_of(pairs, scored),
             "seconds": seconds,  # of the engine
-            "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,  # of the process so far
+            "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,  # of the host, so far
         }
+        if gpus := _gpu_memory():
+            report["peak_gpu_memory_gb"] = gpus / 1e9
         reports = reports_of(self.job.out)
         reports.mkdir(exist_ok=True)
         (reports / f"{part}.json").write_text(json.dumps(report))
@@ -167,6 +169,14 @@ def _in_order(logprobs: pa.Table, pairs: pa.Table) -> pa.Table:
     return logprobs.take(pc.index_in(pairs["pair_id"], logprobs["pair_id"].combine_chunks())).combine_chunks()
 
 
+def _gpu_memory() -> int:
+    """Bytes that this process has allocated on its GPUs at most, all together; not those of vLLM's own processes."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return sum(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
+
+
 def count_tokens(pairs: pa.Table) -> int:
     """As an engine reads them: the prompt once a side."""
     prompt, first, second = schema.num_tokens(pairs)
@@ -180,7 +190,9 @@ def facts_of(out: Path) -> dict[str, Any]:
     for report in reports:
         figures = actors.setdefault(report["actor"], {"parts": 0, "pairs": 0, "tokens": 0, "seconds": 0.0})
         figures["parts"] += 1
-        figures["peak_memory_gb"] = max(report["peak_memory_gb"], figures.get("peak_memory_gb", 0.0))
+        for key in ("peak_memory_gb", "peak_gpu_memory_gb"):
+            if key in report:
+                figures[key] = max(report[key], figures.get(key, 0.0))
         for key, source in (("pairs", "scored"), ("tokens", "tokens"), ("seconds", "seconds")):
             figures[key] += report[source]
     return {

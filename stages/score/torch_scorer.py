@@ -7,15 +7,21 @@ import torch
 from stages import schema
 from stages.logps.budget import fill
 from stages.logps.loading import load
-from stages.logps.probe import PROBE
+from stages.logps.probe import PROBE, check_kernels
+from stages.logps.spread import spread
 from stages.score.config import ScoreConfig, ScoreResources
 
 
 class TorchScorer:
     def __init__(self, config: ScoreConfig, resources: ScoreResources, longest: int):
-        self.device = torch.device("cuda" if resources.gpus_per_actor else "cpu")
+        devices = [torch.device("cuda", number) for number in range(resources.gpus_per_actor)] or [torch.device("cpu")]
+        self.device = devices[0]
         self.max_tokens = resources.max_tokens_per_batch
-        self.model = load(config.model, config.dtype, longest, self.device)
+        self.model = load(config.model, config.dtype, longest, devices[0] if len(devices) == 1 else torch.device("cpu"))
+        if self.device.type == "cuda" and self.model.shares_prompts and config.dtype != "float32":
+            check_kernels(self.model.causal_lm, config.model, self.device, getattr(torch, config.dtype))
+        if len(devices) > 1:
+            spread(self.model, devices)
         if resources.compile:
             self._compile()
 

@@ -23,13 +23,18 @@ class _Sequence(NamedTuple):
 
     @property
     def start(self) -> int:
-        """Of the first trained token."""
-        return self.trained[0]
+        """Of the first trained token, or after it where nothing comes before it: a causal model says nothing of it."""
+        return max(self.trained[0], int(not self.prompt))
 
     def select(self, values: np.ndarray) -> np.ndarray | None:
-        """Values of all tokens from the first trained one on -> of the trained; None where there are not as many."""
+        """Values of all tokens from `start` on -> of the trained; None where there are not as many.
+
+        A trained token before `start` has a log-prob of 0, as in training's forward pass.
+        """
         marks = spans.marks(len(self.completion), self.trained)[self.start :]
-        return values[marks] if len(values) == len(marks) else None
+        if len(values) != len(marks):
+            return None
+        return np.concatenate([np.zeros(max(self.start - self.trained[0], 0), np.float32), values[marks]])
 
 
 class VllmScorer:
@@ -57,11 +62,13 @@ class VllmScorer:
                 *(pairs[name].to_pylist() for name in ("prompt_ids", f"{side}_ids", f"{side}_trained")), strict=True
             )
         ]
-        values = self._picked(sequences, self.shares_prefix) if self.picks_tokens else self._all_positions(sequences)
-        if self.shares_prefix:
-            # Nothing is given where more than the prompt was found in the cache: both completions begin alike.
-            again = [i for i, value in enumerate(values) if value is None]
-            for i, value in zip(again, self._picked([sequences[i] for i in again], False), strict=True):
+        # What an engine need not be asked: of one token, without a prompt.
+        values = [each.select(np.zeros(0, np.float32)) for each in sequences]
+        ask = self._picked if self.picks_tokens else self._all_positions
+        # Nothing is given where more than the prompt was found in the cache, as both sides begin alike: ask again.
+        for shared in (True, False) if self.shares_prefix else (False,):
+            missing = [i for i, value in enumerate(values) if value is None]
+            for i, value in zip(missing, ask([sequences[i] for i in missing], shared), strict=True):
                 values[i] = value
         return [value for pair in zip(values[: len(pairs)], values[len(pairs) :], strict=True) for value in pair]
 
@@ -85,7 +92,7 @@ class VllmScorer:
             for values, each in zip(outputs, sequences, strict=True)
         ]
 
-    def _all_positions(self, sequences: list[_Sequence]) -> list[np.ndarray | None]:
+    def _all_positions(self, sequences: list[_Sequence], _: bool) -> list[np.ndarray | None]:
         from vllm import SamplingParams
 
         # 0: the log-prob of the prompt's own token at each position, and no others.

@@ -29,7 +29,8 @@ def direction(metric: str) -> Literal["lowest", "highest"] | None:
 class TrainConfig(Config):
     policy: str  # the model to start from: folder or hub name "org/name@revision"
     starts_at_reference: bool = True  # policy equal to reference at step 1; ref_tolerance is then enforced
-    ref_tolerance: float = Field(0.01, gt=0)  # largest difference of a token's log-prob at step 1, nats
+    # Root mean square difference of a token's log-prob at step 1, nats; None: by dtype (objective/ref_drift.py).
+    ref_tolerance: float | None = Field(None, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward and backward pass; weights stay float32
     export_dtype: Literal["float32", "bfloat16"] = "float32"
 

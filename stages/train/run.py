@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_preemption_info
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.cpu_environment import CPU_ENVIRONMENT
@@ -101,6 +101,7 @@ def _fit(job: Job, steps: int, progress: Progress) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
+        torch_config=TorchConfig(backend=backend_of(resources)),
         scaling_config=ScalingConfig(
             num_workers=(workers.min, workers.max) if isinstance(workers, Elastic) else workers,
             use_gpu=bool(resources.gpus_per_worker),
@@ -130,6 +131,14 @@ def _fit(job: Job, steps: int, progress: Progress) -> None:
     shutil.rmtree(scratch)
 
 
+def backend_of(resources: TrainResources) -> str | None:
+    """Of the ranks' process group; None is Ray's choice, NCCL where there are GPUs.
+
+    NCCL knows no tensors in the memory of the host, where offloaded gradients are reduced and weights gathered.
+    """
+    return "cpu:gloo,cuda:nccl" if resources.cpu_offload and resources.gpus_per_worker else None
+
+
 def train_worker(loop_config: dict[str, Job]) -> None:
     """Train the run of `loop_config["job"]`, from its latest checkpoint on. Ray Train calls it on every worker."""
     # Not at the top: it takes seconds, and neither the driver nor Ray Train's controller needs it.
@@ -145,6 +154,8 @@ def train_worker(loop_config: dict[str, Job]) -> None:
         if not is_for_users(error):
             raise
         refusal.keep(error)
+        if dist.get_backend() != "gloo":
+            raise  # NCCL's ranks do not learn that this one is gone: Ray ends them, and restarts return at once
         dist.destroy_process_group()  # ranks that wait for this one fail now
 
 
@@ -166,7 +177,7 @@ def _facts(metrics: list[Metrics], config: TrainConfig, steps: int, pairs: int) 
         told["best"] = {"step": best.step, config.best_metric: best.value}
     if after["step"] < steps:
         told["stopped early"] = f"at step {after['step']} of {steps}: {best.waited} evaluations without gain"
-    drift: dict[str, Any] = {name: first[name] for name in ("check/ref_drift", "check/ref_drift_mean") if name in first}
+    drift: dict[str, Any] = {name: value for name, value in first.items() if name.startswith("check/ref_drift")}
     told |= {
         "steps": after["step"],
         "pairs": pairs,

@@ -223,7 +223,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     config = TrainConfig(
         policy=str(options.model), dtype=options.dtype, global_batch=2 * options.batch, lr=options.lr,
-        schedule="linear", warmup_fraction=0.0, ref_tolerance=0.01 if options.dtype == "float32" else 1.0,
+        schedule="linear", warmup_fraction=0.0,
     )  # fmt: skip
     resources = {"cpus_per_worker": os.cpu_count(), "gpus_per_worker": on_gpu(), "max_tokens_per_microbatch": 1024}
     out = options.work / "out"

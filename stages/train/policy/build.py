@@ -5,6 +5,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from stages.logps.loading import check_weights, describe
 from stages.logps.model import PairLogprobs
+from stages.logps.probe import check_kernels
 from stages.logps.weights import read_weights
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.policy.fsdp import shard_model
@@ -21,6 +22,8 @@ def build(
     Raises RecipeError where the model, or what is asked of it, is not possible.
     """
     model = describe(config.policy, "float32", longest, device)
+    if device.type == "cuda" and model.shares_prompts and config.dtype != "float32":
+        check_kernels(model.causal_lm, config.policy, device, getattr(torch, config.dtype))
     if config.lora is not None:
         add_adapters(model.causal_lm, config.lora)
     prepare_layers(model, resources)

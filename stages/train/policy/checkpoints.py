@@ -34,14 +34,26 @@ class Checkpoints:
     first one of the lowest score.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], keep: int, trains_all: bool):
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        keep: int,
+        trains_all: bool,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ):
         self.folder, self.identity, self.keep = folder, identity, keep
         # What is frozen, the base model under adapters, stands in the model that training started from.
         self._options = StateDictOptions(ignore_frozen_params=not trains_all)
         self._trains_all = trains_all
         self._group = dist.new_group(backend="gloo")  # of the writing threads: training goes on in the other one
-        self._stager = DefaultStager(StagingOptions(False, False, False, False))
-        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_stand_back)
+        cuda = device.type == "cuda"
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
+            )
+        )
+        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_stand_back, initargs=(device,))
         self._writing: Future[None] | None = None
 
     def save(
@@ -142,8 +154,13 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
 
-def _stand_back() -> None:
-    """Where training needs all cores, this thread takes what it leaves idle: a priority is a thread's own on Linux."""
+def _stand_back(device: torch.device) -> None:
+    """Where training needs all cores, this thread takes what it leaves idle: a priority is a thread's own on Linux.
+
+    So is the current GPU, which would be the first one of all: each rank would have a context there.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, 0, 19)
 

@@ -53,6 +53,7 @@ def shard_model(model: PairLogprobs, mesh: DeviceMesh, dtype: str, cpu_offload: 
     embedding = model.causal_lm.get_input_embeddings()
     if embedding.weight is not model.head.weight:  # else it is one weight, of the root, gathered once for both uses
         shard(embedding)
+        embedding.set_unshard_in_backward(False)  # the gradient of a look-up does not need what was looked up in
         shard(model.head)
         register_fsdp_forward_method(model.head, "target_logps")
     shard(model)
