@@ -8,6 +8,7 @@ import torch
 
 from stages.logps import attention
 from stages.logps.layout import Stretches
+from stages.logps.one_by_one import one_by_one
 from tests.gpu.kernel import by_definition
 
 
@@ -26,7 +27,7 @@ def test_one_call_is_a_call_a_stretch(window: int | None, heads: int, kernel) ->
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     weights = torch.randn(1, 40, heads, 8, dtype=torch.float64)
     one = attention.over_stretches(kernel, *inputs, stretches, 0.3, window)
-    many = attention._one_by_one(*inputs, stretches, 0.3, window, None)
+    many = one_by_one(*inputs, stretches, 0.3, window, None)
     torch.testing.assert_close(one, many, atol=1e-12, rtol=0)
     found, expected = (torch.autograd.grad((each * weights).sum(), inputs) for each in (one, many))
     for mine, theirs in zip(found, expected, strict=True):

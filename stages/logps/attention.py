@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig
 
 from stages.logps.exchange import Exchange
 from stages.logps.layout import Stretches
+from stages.logps.one_by_one import one_by_one
 
 NAME = "raydpo_stretches"
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -62,7 +62,7 @@ def stretch_attention(
 
         output = over_stretches(varlen_attn, query, key, value, stretches, scaling, sliding_window)
     else:
-        output = _one_by_one(query, key, value, stretches, scaling, sliding_window, softcap)
+        output = one_by_one(query, key, value, stretches, scaling, sliding_window, softcap)
     return (output if exchange is None else exchange.for_tokens(output)), None
 
 
@@ -108,64 +108,3 @@ def over_stretches(
     )  # fmt: skip
     assert isinstance(output, torch.Tensor)
     return output[None]
-
-
-def _one_by_one(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    stretches: Stretches,
-    scaling: float | None,
-    window: int | None,
-    softcap: float | None,
-) -> torch.Tensor:
-    """A call a stretch: nothing is computed that a mask would throw away, but for the corner of each stretch.
-
-    For training, key and value heads are repeated first: on a CPU, the kernel's backward pass shares work between
-    threads by them. Without gradients, that would only move memory.
-    """
-    grouped = softcap is None and not torch.is_grad_enabled()
-    if not grouped:
-        key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1) for tensor in (key, value))
-    queries, keys, values = (tensor.split(stretches.lengths, dim=2) for tensor in (query, key, value))
-    outputs = []
-    for i, shared in enumerate(stretches.shared):
-        q, k, v = queries[i], keys[i], values[i]
-        if shared:
-            k, v = (torch.cat([each[i - 1][:, :, :shared], each[i]], 2) for each in (keys, values))
-        if softcap is not None:
-            output = _soft_capped(q, k, v, _mask(stretches, q, k, window), scaling, softcap)
-        else:
-            whole = not shared and (window is None or window >= k.shape[2])
-            mask = None if whole else _mask(stretches, q, k, window)
-            output = scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=whole, scale=scaling, enable_gqa=grouped
-            )
-        outputs.append(output.transpose(1, 2))
-    return torch.cat(outputs, 1)
-
-
-def _mask(stretches: Stretches, query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
-    """[queries, keys], 0 where a query may look and -inf elsewhere; the last query stands at the last key."""
-    queries, keys = query.shape[2], key.shape[2]
-    wanted = (queries, keys, window, query.dtype, query.device)
-    if wanted not in stretches.masks:
-        positions = torch.arange(keys, device=query.device)
-        distance = positions[-queries:, None] - positions
-        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-        stretches.masks[wanted] = torch.zeros_like(hidden, dtype=query.dtype).masked_fill_(hidden, -torch.inf)
-    return stretches.masks[wanted]
-
-
-def _soft_capped(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float | None,
-    softcap: float,
-) -> torch.Tensor:
-    """Gemma 2: scores pass through softcap * tanh(scores / softcap); fused kernels for this need CUDA."""
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = torch.tanh(scores / softcap) * softcap + mask
-    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
