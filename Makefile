@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: demo test test-gpu check lint bench-shard bench-train bench-score bench-scale bench-checkpoint bench-memory clean
+.PHONY: demo test test-gpu check lint bench-shard bench-train bench-score bench-scale bench-checkpoint bench-memory bench-load clean
 
 demo: .venv/.runtime $(MODEL)  ## install, then run the three stages on the embedded triples
 	$(BIN)/raydpo run configs/recipes/demo.yaml
@@ -39,6 +39,9 @@ bench-checkpoint: .venv/.dev $(MODEL)  ## what checkpoints cost training, and th
 
 bench-memory: .venv/.dev  ## peak memory of a training step against vocabulary, length and pairs
 	$(BIN)/python -m tests.benchmarks.memory
+
+bench-load: .venv/.dev  ## what each of 2 ranks holds while a model of 4.3 GB is read by shards and trained
+	$(BIN)/python -m tests.benchmarks.load
 
 # torch first and by itself, with its own needs; then everything else exactly as locked, by uv, which takes a tenth of
 # pip's time. It compiles all of it, or each of Ray's processes would.

@@ -29,7 +29,7 @@ def test_adapters_go_to_linear_layers_and_all_of_them_are_merged(architecture: s
     """Experts and routers keep their weights: peft would adapt them for the names they once had, and none be merged."""
     model = make(EXPERTS[architecture])
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    add_adapters(model, Lora(rank=2, alpha=6))
+    add_adapters(model, Lora(rank=4, alpha=6, rank_stabilized=True))
     draw_adapters(model, 0, torch.device("cpu"))
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     with torch.no_grad():

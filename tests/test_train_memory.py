@@ -144,6 +144,33 @@ def test_adapters_are_trained_and_the_base_is_not(inputs: tuple, tiny_model: Pat
     assert all("lora_" in name for name in weights)
 
 
+def test_frozen_weights_stay(inputs: tuple, untied_model: Path, tmp_path: Path) -> None:
+    """On two ranks: they are in the export, and in no checkpoint."""
+    config = config_of(untied_model, freeze=["*.mlp.*", "lm_head.weight"])
+    train_on(Job(config, TrainResources(), *inputs, tmp_path, 128), world=2)
+    old, new = load_file(untied_model / "model.safetensors"), load_file(tmp_path / "policy" / "model.safetensors")
+    frozen = {name for name in old if ".mlp." in name or name == "lm_head.weight"}
+    assert {name for name, weight in old.items() if torch.equal(weight, new[name])} == frozen
+    (checkpoint,) = (tmp_path / "checkpoints").glob("step-*")
+    saved = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    assert {name.removeprefix("model.causal_lm.") for name in saved if name.startswith("model.")} == old.keys() - frozen
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (["*.gate.*"], r"no weight's name matches \*\.gate\.\*; there are .*up_proj"),
+        (["*"], "leaves no weight to train"),
+    ],
+)
+def test_patterns_that_freeze_nothing_or_all(
+    patterns: list[str], message: str, inputs: tuple, untied_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        run_alone(config_of(untied_model, freeze=patterns), inputs, tmp_path / "out")
+
+
 @pytest.mark.usefixtures("alone")
 def test_adapters_go_to_all_linear_layers_but_the_head(inputs: tuple, untied_model: Path, tmp_path: Path) -> None:
     trainer = Trainer(Job(config_of(untied_model, lora=Lora(rank=2)), TrainResources(), *inputs, tmp_path, 128))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import make_tokenizer
 from ranks import together
 from safetensors.torch import load_file, save_file
 from test_logps import GROUPED, PAIRS, make
@@ -19,11 +20,13 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig, OlmoHybridConfig, PreTrainedConfig
 
 from stages.errors import RecipeError
-from stages.logps.loading import describe, load
+from stages.logps.loading import describe, load, wrap
 from stages.logps.model import PairLogprobs
+from stages.logps.nf4 import LEVELS
 from stages.logps.weights import read_weights
 from stages.train.config import Lora, TrainConfig, TrainResources
 from stages.train.policy.build import build
+from stages.train.policy.export import export_policy
 from stages.train.policy.fsdp import shard_model
 from stages.train.policy.mesh import Mesh
 
@@ -31,6 +34,7 @@ CPU = torch.device("cpu")
 CONFIGS: dict[str, PreTrainedConfig] = EXPERTS | {
     "llama": LlamaConfig(**GROUPED),
     "llama, tied": LlamaConfig(**GROUPED, tie_word_embeddings=True),
+    "llama, of four bits": LlamaConfig(**GROUPED | {"hidden_size": 64, "intermediate_size": 128}, attention_bias=True),
     "gpt_oss": GptOssConfig(**GROUPED, head_dim=16, num_local_experts=3, num_experts_per_tok=1, sliding_window=6),
 }
 
@@ -41,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name, config in CONFIGS.items():
         make(config).save_pretrained(folder / name, max_shard_size="30KB")
+    make_tokenizer(folder / "llama, of four bits")
     return folder
 
 
@@ -72,11 +77,66 @@ def assert_equal(folder: Path, lora: Lora | None, shard_size: int | None = None)
         torch.testing.assert_close(model(model.lay_out(PAIRS)), whole(whole.lay_out(PAIRS)), atol=1e-6, rtol=1e-6)
 
 
+def assert_lower_base(folder: Path) -> None:
+    """Of a base under adapters only its values in the precision of computing are held; adapters are float32."""
+    model = policy(folder, lora=Lora(rank=2), dtype="bfloat16")
+    for name, weight in model.causal_lm.named_parameters():
+        assert weight.dtype == (torch.float32 if ".lora_" in name else torch.bfloat16), name
+    whole = load(str(folder), "bfloat16", 64)
+    with torch.no_grad():
+        assert torch.equal(model(model.lay_out(PAIRS)), whole(whole.lay_out(PAIRS)))
+
+
+def assert_four_bits(folder: Path, out: Path) -> None:
+    """The scorer's numbers and a policy's at its start are those of the same rounded weights, and so is the export."""
+    config = TrainConfig(policy=str(folder), quantize="nf4", lora=Lora(rank=2, merge=True))
+    model = policy(folder, lora=config.lora, quantize="nf4")
+    whole = load(str(folder), "float32", 64, quantize="nf4")
+    rounded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name, weight in rounded.named_parameters():
+        if ".layers." in name and weight.ndim == 2:
+            weight.data = rounded_to_levels(weight.data)
+    expected = wrap(rounded, "rounded")
+    layout = model.lay_out(PAIRS)
+    with torch.no_grad():
+        first = model(layout)
+        torch.testing.assert_close(first, whole(layout), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(first, expected(layout), atol=1e-5, rtol=1e-5)
+        adapters = {name: weight for name, weight in model.causal_lm.named_parameters() if weight.requires_grad}
+        assert all(".lora_" in name for name in adapters)
+        for name, weight in adapters.items():
+            weight.fill_(0.03 if ".lora_A." in name else 0.02)
+    held = {
+        name: each for name, each in model.causal_lm.named_parameters() if ".layers." in name and name not in adapters
+    }
+    assert {each.dtype for each in held.values() if each.ndim == 2} == {torch.uint8, torch.bfloat16}
+    model(layout).sum().backward()
+    export_policy(out / "policy", model, config)
+    merged = load(str(out / "policy"), "float32", 64)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(layout), model(layout), atol=1e-5, rtol=1e-5)
+    assert (merged(layout) - first).abs().max() > 1e-3  # the adapters are in it
+    gradients = {name: each.grad for name, each in adapters.items()}
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+
+
+def rounded_to_levels(weight: torch.Tensor) -> torch.Tensor:
+    """The nearest of the levels times the largest of a block of 64, by its definition."""
+    blocks = weight.unflatten(1, (-1, 64))
+    largest = blocks.abs().amax(-1, keepdim=True).bfloat16().float()
+    levels = torch.tensor(LEVELS)
+    nearest = (blocks[..., None] / largest[..., None] - levels).abs().argmin(-1)
+    return (levels[nearest] * largest).flatten(1)
+
+
 def read_all(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
+    if dist.get_world_size() < 4:
+        assert_four_bits(folder / "llama, of four bits", folder / f"four bits on {dist.get_world_size()}")
     for name in names:
         assert_equal(folder / name, None)
     assert_equal(folder / "mixtral", Lora(rank=2))
+    assert_lower_base(folder / "llama")
     assert_equal(folder / "llama, tied", Lora(rank=2), 2 if dist.get_world_size() == 4 else None)
 
 

@@ -31,6 +31,7 @@ def load(recipe: Path, cluster: Path, overrides: Sequence[str]) -> tuple[Recipe,
     checked = _calibrated(_check(Recipe, what, recipe, spread))
     _check_rows(checked)
     _check_rounds(checked)
+    _check_quantized(checked)
     return checked, _check(Cluster, where, cluster, {})
 
 
@@ -139,6 +140,17 @@ def _check_rounds(recipe: Recipe) -> None:
         raise RecipeError(
             f"rounds: {recipe.rounds} scores and trains the policy of the round before, and with train.lora only its "
             "adapter is exported. Set train.lora.merge: true"
+        )
+
+
+def _check_quantized(recipe: Recipe) -> None:
+    """The policy's start is the reference, with the same rounding of its weights."""
+    score, train = recipe.score, recipe.train
+    if train.loss.reference and train.starts_at_reference and score.quantize != train.quantize:
+        raise RecipeError(
+            f"score.quantize is {score.quantize or 'null'}, and train.quantize is {train.quantize or 'null'}: the "
+            "policy would not start at its reference, and the error of rounding be trained on. Set both to the same, "
+            "or train.starts_at_reference: false"
         )
 
 

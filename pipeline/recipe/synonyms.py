@@ -73,6 +73,7 @@ SAME = {
     **dict.fromkeys(("use_peft", "use_lora", "peft_config", "lora_config", "adapter", "finetuning_type"), "train.lora"),
     **dict.fromkeys(("lora_r", "lora_rank", "train.lora.r"), "train.lora.rank"),
     "lora_alpha": "train.lora.alpha",
+    "use_rslora": "train.lora.rank_stabilized",
     **dict.fromkeys(("lora_target_modules", "lora_target", "target_modules"), "train.lora.targets"),
     # watching
     **dict.fromkeys(("run_name", "exp_name", "experiment_name", "wandb_run_name"), "name"),
@@ -133,7 +134,7 @@ SHARDED = (
 )
 CONTINUED = "there is none: the same recipe is the same folder, and running it again goes on from its last checkpoint"
 QUANTIZED = (
-    "there is none: models are loaded as they are; train.lora trains less of one, cluster.train.workers shards it"
+    "score.quantize and train.quantize, both nf4, hold the base model under train.lora in four bits; that is all"
 )
 EXPORTED = "there is none: a run ends with the folder of the policy in Hugging Face's format; push that"
 ATTENTION = "there is none: pairs share their prompt, and attention over that layout is raydpo's own"

@@ -10,13 +10,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from stages.errors import RecipeError
 from stages.logps import probe
 from stages.logps.model import PairLogprobs
+from stages.logps.nf4 import quantize_layers
 from stages.logps.weights import is_read, read_weights, weight_files
 from stages.model_files import check_fits, split_revision
 
 _log = logging.getLogger("raydpo")
 
 
-def load(name: str, dtype: str, longest: int, device: torch.device | None = None) -> PairLogprobs:
+def load(
+    name: str, dtype: str, longest: int, device: torch.device | None = None, quantize: str | None = None
+) -> PairLogprobs:
     """Load a local folder or hub name for sequences of up to `longest` tokens, with dropout off.
 
     Raises RecipeError where the model cannot take that length, its files are not whole, or its log-probs cannot be
@@ -24,6 +27,8 @@ def load(name: str, dtype: str, longest: int, device: torch.device | None = None
     """
     device = device or torch.device("cpu")
     model = describe(name, dtype, longest, device)
+    if quantize is not None:
+        quantize_layers(model.causal_lm, name)
     read_weights(model.causal_lm, name, device)
     check_weights(model, name, device)
     return model

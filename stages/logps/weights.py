@@ -30,6 +30,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig, _get_resolved_checkpoint_files
 
 from stages.errors import RecipeError
+from stages.logps import nf4
 from stages.model_files import split_revision
 
 ADAPTER = ".lora_"  # in the name of a weight that no file of the model has
@@ -115,17 +116,50 @@ class _Slice:
         return found.clone()  # it may be a view of the mapped file, which a weight must not be
 
 
+class _Nf4Rows:
+    """A tensor of a file, as codes or scales of four-bit weights: of rows that are read when they are asked for."""
+
+    def __init__(self, weight: _Slice, kind: str, both: dict[str, Any]):
+        self._weight, self._kind, self._both = weight, kind, both  # `both`: shared with the other kind
+
+    def get_shape(self) -> list[int]:
+        out, width = self._weight.get_shape()
+        return [out, width // (2 if self._kind == "codes" else nf4.BLOCK)]
+
+    def get_dtype(self) -> str:
+        return "U8" if self._kind == "codes" else "BF16"
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        rows = index[0] if isinstance(index, tuple) else slice(0, self.get_shape()[0])
+        if self._kind not in self._both:
+            codes, scales = nf4.quantize(self._weight[rows, :])
+            self._both |= {"codes": codes, "scales": scales}
+        found: torch.Tensor = self._both.pop(self._kind)  # the other one is asked for next
+        return found
+
+
 def _named(
     causal_lm: PreTrainedModel, slices: dict[str, _Slice], mapping: list[Any], name: str
-) -> Iterator[tuple[str, _Slice]]:
-    """What is in the files, by the names there, or by those of layers that have got adapters."""
+) -> Iterator[tuple[str, _Slice | _Nf4Rows]]:
+    """What is in the files, by the names there, or by those of layers that have got adapters or four-bit weights."""
     state = causal_lm.state_dict()
     plain = {key.replace(_BASE, "."): key for key in state}
+    layers = [
+        key.removesuffix(".codes")
+        for key, weight in state.items()
+        if key.endswith(".codes") and weight.dtype == torch.uint8
+    ]
+    quantized = {f"{layer.removesuffix('.base_layer')}.weight": layer for layer in layers}
     renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
     converters = [each for each in mapping if isinstance(each, WeightConverter)]
     by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
     for key in sorted(slices, key=dot_natural_key):
-        final, pattern = rename_source_key(key, renamings, converters, causal_lm.base_model_prefix, plain)
+        final, pattern = rename_source_key(key, renamings, converters, causal_lm.base_model_prefix, plain | quantized)
+        if final in quantized:
+            both: dict[str, Any] = {}
+            for kind in ("codes", "scales"):
+                yield f"{quantized[final]}.{kind}", _Nf4Rows(slices[key], kind, both)
+            continue
         target = plain.get(final, final)
         if pattern is not None and (weight := state.get(target)) is not None:
             _check_conversion(by_pattern[pattern].operations, weight, target, name)

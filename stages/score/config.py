@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.config import Config, Count, Fraction
 from stages.engine.config import EngineResources
@@ -27,7 +27,17 @@ class ScoreConfig(Config):
     model: str  # the frozen reference: folder or hub name "org/name@revision"
     backend: Literal["vllm", "torch"] = "vllm"  # torch: the numerics of training, for any model transformers has
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    quantize: Literal["nf4"] | None = None  # linear layers of four bits, by the torch backend; for train.quantize
     accept: Acceptance = Acceptance()
+
+    @model_validator(mode="after")
+    def _torch_quantizes(self) -> "ScoreConfig":
+        if self.quantize is not None and self.backend != "torch":
+            raise ValueError(
+                f"quantize: {self.quantize} is computed by backend: torch alone; {self.backend} would round in another "
+                "way than training does"
+            )
+        return self
 
 
 class ScoreResources(EngineResources):

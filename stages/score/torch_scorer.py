@@ -17,7 +17,8 @@ class TorchScorer:
         devices = [torch.device("cuda", number) for number in range(resources.gpus_per_actor)] or [torch.device("cpu")]
         self.device = devices[0]
         self.max_tokens = resources.max_tokens_per_batch
-        self.model = load(config.model, config.dtype, longest, devices[0] if len(devices) == 1 else torch.device("cpu"))
+        home = self.device if len(devices) == 1 else torch.device("cpu")
+        self.model = load(config.model, config.dtype, longest, home, config.quantize)
         if self.device.type == "cuda" and self.model.shares_prompts and config.dtype != "float32":
             check_kernels(self.model.causal_lm, config.model, self.device, getattr(torch, config.dtype))
         if len(devices) > 1:

@@ -14,7 +14,8 @@ class Lora(Config):
     """Train low-rank adapters (Hu et al., 2021) and leave the base model, the cached reference, as it is."""
 
     rank: Count = 16
-    alpha: Count = 32  # adapters are scaled by alpha / rank
+    alpha: Count = 32  # adapters are scaled by alpha / rank,
+    rank_stabilized: bool = False  # or by alpha / sqrt(rank): rsLoRA (Kalajdzievski, 2312.03732)
     targets: Literal["all-linear"] | list[str] = "all-linear"  # or names of linear layers
     merge: bool = False  # export the merged model as well
 
@@ -31,10 +32,12 @@ class TrainConfig(Config):
     starts_at_reference: bool = True  # policy equal to reference at step 1; ref_tolerance is then enforced
     # Root mean square difference of a token's log-prob at step 1, nats; None: by dtype (objective/ref_drift.py).
     ref_tolerance: float | None = Field(None, gt=0)
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward and backward pass; weights stay float32
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of forward and backward passes; what is trained stays float32
     export_dtype: Literal["float32", "bfloat16"] = "float32"
 
-    lora: Lora | None = None  # None: all weights are trained
+    quantize: Literal["nf4"] | None = None  # of the base under adapters, as the reference was scored (QLoRA)
+    lora: Lora | None = None  # None: all weights are trained,
+    freeze: tuple[str, ...] = ()  # but those whose names match one of these: "*.mlp.gate.*", say, for routers
 
     loss: Loss = Sigmoid()  # by name, with its own fields (objective/named/); a list is a weighted sum
 
@@ -76,6 +79,10 @@ class TrainConfig(Config):
             raise ValueError("warmup_fraction is null, and warmup_steps is not given: warmup_fraction: 0 is no warmup")
         if self.min_lr_fraction and self.schedule == "constant":
             raise ValueError("min_lr_fraction is where schedule linear or cosine ends, and constant stays at lr")
+        if self.quantize is not None and self.lora is None:
+            raise ValueError(f"quantize: {self.quantize} is of weights that are not trained: set lora as well")
+        if self.lora is not None and self.freeze:
+            raise ValueError("lora trains nothing but adapters: leave freeze out, or name the layers in lora.targets")
         for field, wanted in (("export: best", self.export == "best"), ("patience", self.patience is not None)):
             if wanted and self.eval_steps is None:
                 raise ValueError(f"{field} compares evaluations during training: say how often, with eval_steps")
@@ -88,6 +95,11 @@ class TrainConfig(Config):
         if not (made.get("labelled") and self.loss.labelled):
             return []
         return self.loss.advice(made["desirable"], made["pairs"] - made["desirable"])
+
+    @property
+    def trains_all(self) -> bool:
+        """No weight is frozen."""
+        return self.lora is None and not self.freeze
 
     @property
     def looks_for_best(self) -> bool:

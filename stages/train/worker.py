@@ -30,7 +30,7 @@ class Worker:
         self.trainer = Trainer(job, self.watch.beat)
         self.metrics = MetricsLog(job.out / "metrics.jsonl")
         self.checkpoints = Checkpoints(
-            job.out / "checkpoints", job.identity, job.resources.keep_checkpoints, job.config.lora is None,
+            job.out / "checkpoints", job.identity, job.resources.keep_checkpoints, job.config.trains_all,
             self.trainer.device,
         )  # fmt: skip
         self.best = Best()

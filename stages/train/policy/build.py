@@ -5,9 +5,11 @@ from torch.distributed.fsdp import FSDPModule
 
 from stages.logps.loading import check_weights, describe
 from stages.logps.model import PairLogprobs
+from stages.logps.nf4 import quantize_layers
 from stages.logps.probe import check_kernels
 from stages.logps.weights import read_weights
 from stages.train.config import TrainConfig, TrainResources
+from stages.train.policy.freeze import freeze
 from stages.train.policy.fsdp import shard_model
 from stages.train.policy.layers import prepare_layers
 from stages.train.policy.lora import add_adapters, draw_adapters
@@ -21,11 +23,15 @@ def build(
 
     Raises RecipeError where the model, or what is asked of it, is not possible.
     """
-    model = describe(config.policy, "float32", longest, device)
+    # Of what is trained, a step is far below a bfloat16's last digit; what is frozen is only ever computed with.
+    model = describe(config.policy, "float32" if config.lora is None else config.dtype, longest, device)
     if device.type == "cuda" and model.shares_prompts and config.dtype != "float32":
         check_kernels(model.causal_lm, config.policy, device, getattr(torch, config.dtype))
     if config.lora is not None:
         add_adapters(model.causal_lm, config.lora)
+    if config.quantize is not None:
+        quantize_layers(model.causal_lm, config.policy)  # after peft, which looks for linear layers
+    freeze(model.causal_lm, config.freeze)
     prepare_layers(model, resources)
     if mesh.exchange is not None:
         model.spread_tokens(mesh.exchange, config.policy)

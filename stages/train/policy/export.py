@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from stages.logps.model import PairLogprobs
+from stages.logps.nf4 import dequantized
 from stages.model_files import tokenizer_at
 from stages.train.config import TrainConfig
 from stages.train.policy.lora import merge_adapters, save_adapter
@@ -39,7 +40,7 @@ def export_policy(folder: Path, model: PairLogprobs, config: TrainConfig, file_b
         files = WeightFiles(folder, file_bytes) if dist.get_rank() == 0 else None
         for layer in _layer_by_layer(model):
             if files:
-                merged = merge_adapters(causal_lm, layer) if config.lora is not None else layer
+                merged = merge_adapters(causal_lm, dequantized(layer)) if config.lora is not None else layer
                 named = revert_weight_conversion(causal_lm, merged)  # as the model's own files name and cut them
                 files.add({name: weight.to(dtype) for name, weight in named.items()})
         if files:

@@ -28,7 +28,11 @@ def add_adapters(causal_lm: PreTrainedModel, lora: Lora) -> None:
     """
     causal_lm.requires_grad_(False)
     wanted = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=_targets(causal_lm, lora), task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        use_rslora=lora.rank_stabilized,
+        target_modules=_targets(causal_lm, lora),
+        task_type="CAUSAL_LM",
     )
     inject_adapter_in_model(wanted, causal_lm, low_cpu_mem_usage=True)
     for weight in causal_lm.parameters():
