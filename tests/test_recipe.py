@@ -73,6 +73,14 @@ def test_rounds_need_a_reference_and_a_whole_policy(tmp_path: Path) -> None:
     assert read(tmp_path, "rounds=3", "train.lora.merge=true")[0].rounds == 3
 
 
+def test_a_policy_starts_at_its_reference_rounding_included(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"score\.quantize is null, and train\.quantize is nf4: the policy would not"):
+        read(tmp_path, "train.quantize=nf4", "train.lora.rank=4")
+    both = ("score.backend=torch", "score.quantize=nf4", "train.quantize=nf4", "train.lora.rank=4")
+    assert read(tmp_path, *both)[0].train.quantize == "nf4"
+    assert read(tmp_path, "train.quantize=nf4", "train.lora.rank=4", "train.starts_at_reference=false")
+
+
 def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"there is no file .*r\.yaml \(looked from"):
         load(tmp_path / "r.yaml", tmp_path / "c.yaml", [])

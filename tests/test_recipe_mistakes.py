@@ -47,6 +47,9 @@ def lines(tmp_path: Path, *overrides: str, **sections: object) -> list[str]:
         ("train.adam_betas=[true, 0.9]", "train.adam_betas.0: Input should be a number (given: True)"),
         ("train.loss=[dpo, {name: sft, weight: yes}]", "train.loss.1.weight: Input should be a number (given: True)"),
         ("train.lora.targets=5", "train.lora.targets: Input should be 'all-linear', or a valid list (given: 5)"),
+        ("train.quantize=nf4", "train: quantize: nf4 is of weights that are not trained: set lora as well"),
+        ("train={freeze: ['*'], lora: {}}", "train: lora trains nothing but adapters: leave freeze out, or name"),
+        ("score.quantize=nf4", "score: quantize: nf4 is computed by backend: torch alone; vllm would round"),
         ("train.lora.targets=[5]", "train.lora.targets.0: Input should be a valid string (given: 5)"),
         (
             "shard.source=[s.jsonl]",
