@@ -100,7 +100,7 @@ class _Product(torch.autograd.Function):
         return linear(x, dequantize(codes, scales, x.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         codes, scales = ctx.saved_tensors
         return linear(gradient, dequantize(codes, scales, gradient.dtype).t()), None, None, None
 
