@@ -8,6 +8,8 @@ from pipeline.plan import State, Step
 from pipeline.recipe.sections import Cluster
 from stages.shard.config import ShardConfig
 from stages.shard.look import look as look_at_rows
+from stages.train.config import TrainConfig
+from stages.train.memory.look import look as look_at_memory
 
 _UNCOUNTED = ("/dev/kfd", "/dev/dxg", "/dev/accel0", "/dev/xpu")  # accelerators that are not counted here
 
@@ -18,7 +20,8 @@ def look(steps: list[Step], cluster: Cluster) -> list[str]:
     Raises RecipeError for what would stop the run.
     """
     missing = [step for step in steps if step.state in (State.MISS, State.PARTIAL)]
-    if missing and cluster.address is None and "RAY_ADDRESS" not in os.environ:
+    here = cluster.address is None and "RAY_ADDRESS" not in os.environ
+    if missing and here:
         check_fits(cluster, machine())
     lines = []
     for step in missing:
@@ -26,7 +29,15 @@ def look(steps: list[Step], cluster: Cluster) -> list[str]:
             assert isinstance(step.config, ShardConfig)
             seen = look_at_rows(step.config)
             lines += [seen.told, *(f"Warning: {notice}" for notice in seen.notices)]
+        if step.stage.name == "train" and step.round == 1:  # others train a model of the same size
+            assert isinstance(step.config, TrainConfig)
+            lines += look_at_memory(step.config, cluster.train, _longest(steps), here)
     return lines
+
+
+def _longest(steps: list[Step]) -> int:
+    """Tokens of a sequence, at most."""
+    return max((step.config.max_length for step in steps if isinstance(step.config, ShardConfig)), default=0)
 
 
 def machine() -> dict[str, float]:

@@ -45,13 +45,13 @@ def is_tokenizer_file(name: str) -> bool:
 
 def vocabulary(name: str) -> int | None:
     """How many logits the model gives a token; None where its config does not say."""
-    size = _text_config(name).get("vocab_size")
+    size = text_config(name).get("vocab_size")
     return size if isinstance(size, int) else None
 
 
 def max_positions(name: str) -> int | None:
     """The longest sequence the model can take, in tokens; None where its config states no limit (ALiBi, say)."""
-    config = _text_config(name)
+    config = text_config(name)
     return next((config[key] for key in _CONTEXT_KEYS if config.get(key)), None)
 
 
@@ -107,9 +107,21 @@ def json_object(text: str | bytes, what: str) -> dict[str, Any]:
     return found
 
 
-def _text_config(name: str) -> dict[str, Any]:
+def text_config(name: str) -> dict[str, Any]:
+    """The content of its config.json; of a model of several kinds of input, that of its text model."""
     config = json_object(_config_text(name), f"config.json of {name}")
     return config.get("text_config", config)
+
+
+def weight_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Of each tensor in the safetensors files of a folder on this machine, by its name there; of others nothing."""
+    folder = Path(name)
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+        with path.open("rb") as file:
+            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        found |= {key: tuple(each["shape"]) for key, each in head.items() if key != "__metadata__"}
+    return found
 
 
 def _config_text(name: str) -> str | bytes:

@@ -134,6 +134,7 @@ class TrainResources(Config):
     gpus_per_worker: int = Field(0, ge=0, le=1)
     shard_size: Count | None = None  # workers that hold one copy of the weights between them (HSDP); None: all
     context_parallel: Count = 1  # workers that share the tokens of each micro-batch
+    memory_gb: float | None = Field(None, gt=0)  # of a worker, or of its GPU, 1e9 bytes: what `plan` compares with
     restarts: int = Field(3, ge=0)  # of all workers, when one dies, with or without its node; preemptions do not count
     resize_seconds: float = Field(60, gt=0)  # how often an elastic run looks for room for more workers
     stall_seconds: float = Field(600, gt=0)  # a step that takes longer is reported with each worker's stack

@@ -15,6 +15,7 @@ aten = torch.ops.aten
 _KEPT = {
     aten.mm.default,
     aten.addmm.default,
+    aten._grouped_mm.default,  # of experts: a tenth faster than computing them again, on a CPU
     torch.ops.raydpo.product.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,

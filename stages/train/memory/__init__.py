@@ -1,0 +1,1 @@
+"""What training takes of each worker's memory, by formula, before anything runs."""
