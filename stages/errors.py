@@ -18,6 +18,11 @@ class MissingArtifact(FileNotFoundError):
     """A stage's input has not been made yet."""
 
 
+def printable(text: str) -> str:
+    """The same, with lone surrogates, which JSON and names of files may have and no stream takes, as escapes."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 def is_disk_full(error: BaseException | None) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 

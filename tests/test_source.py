@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -238,6 +239,14 @@ def test_what_stands_beside_data_makes_no_datasets_folder(tmp_path: Path) -> Non
     (tmp_path / "dataset_infos.json").write_text("{}")
     (tmp_path / "data.json").write_text(json.dumps(ROWS, indent=1))
     assert read(tmp_path) == ALL
+
+
+def test_a_file_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / os.fsdecode(b"caf\xe9.jsonl"), ROWS)
+    for source in (tmp_path, tmp_path / "*.jsonl"):
+        (piece,) = slices(config_of(source), 3)
+        assert (piece.name, piece.path) == ("caf\\udce9.jsonl", str(path))
+        assert len(list(piece.rows())) == 7
 
 
 def test_folders_and_patterns_in_order_with_a_limit_over_files(tmp_path: Path) -> None:

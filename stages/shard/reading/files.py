@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages import storage
-from stages.errors import RecipeError
+from stages.errors import RecipeError, printable
 from stages.shard.config import Source
 
 _KINDS = {
@@ -51,11 +51,13 @@ def files_of(source: Source) -> list[File]:
         inner = path / source.subset if source.subset else path
         root = inner if inner.is_dir() else path
         found = [
-            File(str(each), each.relative_to(path).as_posix()) for each in sorted(root.rglob("*")) if each.is_file()
+            File(str(each), printable(each.relative_to(path).as_posix()))
+            for each in sorted(root.rglob("*"))
+            if each.is_file()
         ]
         return _of_split(found, source)
     root, names = matched(str(path))
-    return _of_split([_known(File(str(root / name), name)) for name in names], source)
+    return _of_split([_known(File(str(root / name), printable(name))) for name in names], source)
 
 
 def is_saved_dataset(path: str) -> bool:

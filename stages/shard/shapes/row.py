@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from stages.errors import printable
+
 Message = dict[str, Any]  # {"role", "content", maybe "tool_calls", "reasoning_content", "name", "tool_call_id" ..}
 Text = str | list[Message]
 
@@ -41,6 +43,7 @@ class Rejected(ValueError):
     """This row makes no pair: a reason to count by, and the detail for a person."""
 
     def __init__(self, reason: str, detail: str):
+        detail = printable(detail)  # it may quote the row
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
