@@ -3,6 +3,8 @@
 import json
 import random
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from stages.errors import RecipeError
-from stages.shard.config import Columns
+from stages.shard.batch import Origin, Raw, tokenized
+from stages.shard.config import Columns, Source
 from stages.shard.shapes.tell import tell
 from stages.shard.triple import Labelled, Rejected, Triple, outcomes
 
@@ -22,6 +25,9 @@ COLUMNS = (Columns(), Columns(margin="m", weight="w", system="s"), Columns(first
 README = Path(__file__).parent.parent / "stages/shard/shapes/README.md"
 SEEDS = [json.loads(line) for line in README.read_text().splitlines() if line.startswith("{")]
 
+ODD: list[Any] = [None, True, 0, -1, 1e308, float("nan"), "", "\ud800", [], {}, [[]], [None], {"role": "user"}]
+ODD += [{"role": "\udfff", "content": "x", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}]
+ODD += ["<|im_end|>", "<think>", "a" * 3000, [{"type": "image"}], [{"type": "text", "text": None}]]
 LEAVES = (
     st.none()
     | st.booleans()
@@ -85,6 +91,7 @@ def check_outcome(each: Any) -> None:
     if isinstance(each, Rejected):
         assert each.reason
         assert each.detail
+        each.detail.encode()  # as a column of text takes it
         return
     assert isinstance(each, Triple | Labelled)
     sides = [each.chosen, each.rejected] if isinstance(each, Triple) else [each.completion]
@@ -101,23 +108,46 @@ def check_outcome(each: Any) -> None:
     assert each.tools is None or all(isinstance(tool, dict) for tool in each.tools)
 
 
+def plainly_mutated(drawn: random.Random, seeds: Sequence[Any] = SEEDS, least: int = 1) -> str:
+    """Faster than hypothesis: a part of one row put into another."""
+    row = drawn.choice(seeds)
+    for _ in range(drawn.randint(least, 4)):
+        row = replaced(row, drawn.getrandbits(40), drawn.choice([drawn.choice(ODD), drawn.choice(SEEDS)]))
+    text = json.dumps(row)
+    if drawn.random() < 0.1:
+        at = drawn.randrange(len(text) + 1)
+        text = text[:at] + drawn.choice(["", "\x00", "}", '"', "\\"]) + text[at + 1 :]
+    return text
+
+
+def check_tables(family: Any, shape: Any, count: int, drawn: random.Random) -> Counter[str]:
+    """Rows of a shape, mutated or not, all the way to tables; what became of them. Raises where one is lost."""
+    own = [row for row in SEEDS if tell([json.dumps(row)], Columns(), "set").shape == shape]
+    rows = [Raw("set", i, plainly_mutated(drawn, own, least=0), 0) for i in range(count)]
+    made: Any = "labelled" if shape == "labelled" or drawn.random() < 0.2 else "pairs"
+    config = family.ours._config.model_copy(update={"rows": made})
+    source = Source(source="set", text=drawn.choice(("auto", "plain", "chat")), pairing=drawn.choice(PAIRINGS))
+    pairs, aside = tokenized(rows, Origin(source, shape, False), family.ours, config, 3)
+    assert {*pairs["source_row"].to_pylist(), *aside["source_row"].to_pylist()} == set(range(count))
+    return Counter(pairs=len(pairs)) + Counter(aside["reason"].to_pylist())
+
+
 def main(count: int, seed: int = 0) -> None:
-    """Plain mutations, which are faster than hypothesis': a part of one row put into another."""
     drawn = random.Random(seed)
-    odd: list[Any] = [None, True, 0, -1, 1e308, float("nan"), "", "\ud800", [], {}, [[]], [None], {"role": "user"}]
     for _ in range(count):
-        row = drawn.choice(SEEDS)
-        for _ in range(drawn.randint(1, 4)):
-            row = replaced(row, drawn.getrandbits(40), drawn.choice([drawn.choice(odd), drawn.choice(SEEDS)]))
-        text = json.dumps(row)
-        if drawn.random() < 0.1:
-            at = drawn.randrange(len(text) + 1)
-            text = text[:at] + drawn.choice(["", "\x00", "}", '"', "\\"]) + text[at + 1 :]
+        text = plainly_mutated(drawn)
         try:
             check(text)
         except Exception as error:
             raise AssertionError(f"this row: {text}") from error
     print(f"{count} rows, each under all shapes: read or set aside")
+    sys.path.insert(0, str(Path(__file__).parent))
+    from chat_family import Family
+
+    families, found = [Family(name) for name in ("chatml", "qwen3", "gpt-oss", "gemma")], Counter[str]()
+    for _ in range(0, count, 50):
+        found += check_tables(drawn.choice(families), drawn.choice(SHAPES), 50, drawn)
+    print(f"{count} rows, tokenized: {dict(found)}")
 
 
 if __name__ == "__main__":

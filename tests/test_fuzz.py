@@ -1,12 +1,21 @@
 """A few hundred of the mutated files that `python -m tests.fuzz` reads by the thousand."""
 
 import random
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import fuzz
+import fuzz_rows
 import pytest
+from chat_family import Family
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
+
+@cache
+def family() -> Family:
+    return Family("chatml")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -14,6 +23,14 @@ def test_mutated_files_end_in_rows_or_a_message(seed: int, tmp_path: Path) -> No
     found = fuzz.run(120, seed, tmp_path)
     assert found.total() == 120
     assert min(found["rows"], found["refused"]) > 20  # neither is all that is tried
+
+
+@pytest.mark.parametrize("shape", fuzz_rows.SHAPES)
+def test_mutated_rows_end_in_tables(shape: str) -> None:
+    drawn = random.Random(shape)
+    found = sum((fuzz_rows.check_tables(family(), shape, 50, drawn) for _ in range(3)), Counter[str]())
+    assert found["pairs"] > 10
+    assert found.total() - found["pairs"] > 10
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
