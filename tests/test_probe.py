@@ -371,6 +371,11 @@ def test_kernels_of_another_precision_are_tried(name: str) -> None:
     check_kernels(skeleton(SHARES[name]), name, torch.device("cpu"), torch.bfloat16)
 
 
+@pytest.mark.parametrize(("name", "routes"), [("Qwen3-30B-A3B", True), ("DeepSeek-V3", True), ("Qwen3-8B", False)])
+def test_routers_are_known(name: str, routes: bool) -> None:
+    assert PairLogprobs(skeleton(SHARES[name])).routes == routes
+
+
 def test_a_kernel_that_is_wrong_in_another_precision_is_refused() -> None:
     with torch.device("meta"):
         model = WrongInBfloat16(LlamaConfig(**sized(64, 128, 2, 2)))
@@ -387,4 +392,5 @@ def test_the_decoders_layers_are_found_beside_longer_lists() -> None:
         text, tower = sized(32, 64, 2, 2), sized(32, 64, 4, 2, image_size=56, patch_size=14)
         with_tower = AutoModelForCausalLM.from_config(Gemma3Config(text_config=text, vision_config=tower))
     assert PairLogprobs(model).layers is model.model.layers
+    assert not PairLogprobs(model).routes
     assert PairLogprobs(with_tower).layers is with_tower.get_decoder().layers
