@@ -10,7 +10,7 @@ from typing import Any
 from stages import storage
 from stages.digests import sha256_of
 from stages.errors import RecipeError
-from stages.model_files import is_tokenizer_file, split_revision
+from stages.model_files import base_of, is_tokenizer_file, split_revision
 from stages.shard.reading.files import SUFFIXES, matched
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -56,10 +56,20 @@ def model_identity(name: str, digests: Digests, field: str, tokenizer_only: bool
         files = [p for p in folder.rglob("*") if p.is_file() and not _hidden(p, folder)]
         if tokenizer_only:
             files = [p for p in files if is_tokenizer_file(p.name)]
+        if (base := base_of(str(folder))) != str(folder):
+            return str(folder.resolve()), _adapted(base, folder, files, digests, field, tokenizer_only)
         if not files:
             raise RecipeError(f"{field}: the folder {name} holds no {'tokenizer' if tokenizer_only else 'model'} files")
         return str(folder.resolve()), f"sha256:{digests.of_files(folder, files)}"
     return _hub_identity(name, "model", field)
+
+
+def _adapted(base: str, folder: Path, files: list[Path], digests: Digests, field: str, tokenizer_only: bool) -> str:
+    """Of an adapter and its base model; of the tokenizer of one of them."""
+    if tokenizer_only and any(path.name == "tokenizer_config.json" for path in files):
+        return f"sha256:{digests.of_files(folder, files)}"
+    _, identity = model_identity(base, digests, f"{field}: the base model of the adapter {folder}", tokenizer_only)
+    return identity if tokenizer_only else f"sha256:{digests.of_files(folder, files)} on {identity}"
 
 
 def file_identity(name: str, digests: Digests, field: str) -> tuple[str, str]:

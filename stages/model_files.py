@@ -16,14 +16,17 @@ TOKENIZER_FILES = (
     "generation_config",
 )  # fmt: skip
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+_ADAPTER = "adapter_config.json"
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
     """ "org/name@revision" -> ("org/name", "revision"); a local path has none.
 
-    A model in object storage is fetched to this node, and its name here is that of the copy.
+    A model in object storage is fetched to this node, and its name here is that of the copy. Of an adapter's folder it
+    is the base model.
     """
+    name = base_of(name)
     if storage.is_remote(name):
         return str(storage.fetched(name)), None
     if Path(name).exists():
@@ -32,8 +35,34 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return base, revision or None
 
 
+def adapter_at(name: str) -> Path | None:
+    """The folder of an adapter, as peft saves it, where `name` is one of this machine."""
+    folder = Path(name)
+    return folder if not storage.is_remote(name) and (folder / _ADAPTER).is_file() else None
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    return json_object((folder / _ADAPTER).read_bytes(), str(folder / _ADAPTER))
+
+
+def base_of(name: str) -> str:
+    """The model that an adapter was trained on, which may lie in its own folder; any other model itself."""
+    folder = adapter_at(name)
+    if folder is None or (folder / "config.json").is_file():
+        return name
+    config = adapter_config(folder)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not base or not isinstance(base, str):
+        raise RecipeError(f"{folder / _ADAPTER} does not name its model: set base_model_name_or_path there")
+    if adapter_at(base):
+        raise RecipeError(f"{name} is an adapter on an adapter, {base}: merge that one first (train.lora.merge: true)")
+    return f"{base}@{revision}" if revision and not Path(base).exists() else base
+
+
 def tokenizer_at(name: str) -> tuple[str, str | None]:
-    """As `split_revision`, for who needs the tokenizer alone: weights are not fetched."""
+    """As `split_revision`, for who needs the tokenizer alone: weights are not fetched. An adapter may have its own."""
+    if adapter_at(name) and (Path(name) / "tokenizer_config.json").is_file():
+        return name, None
     if storage.is_remote(name):
         return str(storage.fetched(name, lambda file: not file.endswith(WEIGHTS))), None
     return split_revision(name)
@@ -84,6 +113,8 @@ def has_chat_template(name: str) -> bool | None:
 
 def at_hand(name: str, file: str) -> Path | None:
     """A file of a model's folder, or of a hub name in the cache of this machine; nothing is fetched."""
+    if adapter_at(name) and (Path(name) / file).is_file():
+        return Path(name) / file
     folder, revision = split_revision(name)
     if Path(folder).is_dir():
         path = Path(folder) / file

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import make_tokenizer
+from peft import PeftModel
 from ranks import together
 from safetensors.torch import load_file, save_file
 from test_logps import GROUPED, PAIRS, make
@@ -19,11 +20,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig, OlmoHybridConfig, PreTrainedConfig
 
+from pipeline.identity import Digests, model_identity
 from stages.errors import RecipeError
 from stages.logps.loading import describe, load, wrap
 from stages.logps.model import PairLogprobs
 from stages.logps.nf4 import LEVELS
 from stages.logps.weights import read_weights
+from stages.model_files import base_of
 from stages.train.config import Lora, TrainConfig, TrainResources
 from stages.train.policy.build import build
 from stages.train.policy.export import export_policy
@@ -120,6 +123,30 @@ def assert_four_bits(folder: Path, out: Path) -> None:
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
 
 
+def assert_starts_from_adapter(out: Path) -> None:
+    """The export of `assert_four_bits` has an adapter beside its merged model: on its base it starts another policy."""
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base_of(str(out / "adapter")), dtype=torch.float32), out / "adapter"
+    )
+    expected = wrap(adapted.merge_and_unload(), "merged by peft")
+    layout = expected.lay_out(PAIRS)
+    model, whole = policy(out / "adapter", lora=Lora(rank=2)), load(str(out / "adapter"), "float32", 64)
+    with torch.no_grad():
+        torch.testing.assert_close(whole(layout), expected(layout), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(layout), whole(layout), atol=1e-6, rtol=1e-6)
+    if dist.get_rank() == 0:
+        weights = load_file(out / "adapter" / "adapter_model.safetensors")
+        other = shutil.copytree(out / "adapter", out / "other")
+        file = other / "adapter_model.safetensors"
+        save_file({key.replace("layers.1", "layers.7"): weight for key, weight in weights.items()}, file)
+        with pytest.raises(RecipeError, match=r"the adapter changes model\.layers\.7\..* no linear layers"):
+            load(str(other), "float32", 64)
+        first, second = (model_identity(str(each), Digests(None), "model")[1] for each in (out / "adapter", other))
+        base = model_identity(base_of(str(other)), Digests(None), "model")[1]
+        assert first != second
+        assert first.endswith(f" on {base}")
+
+
 def rounded_to_levels(weight: torch.Tensor) -> torch.Tensor:
     """The nearest of the levels times the largest of a block of 64, by its definition."""
     blocks = weight.unflatten(1, (-1, 64))
@@ -132,7 +159,9 @@ def rounded_to_levels(weight: torch.Tensor) -> torch.Tensor:
 def read_all(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     if dist.get_world_size() < 4:
-        assert_four_bits(folder / "llama, of four bits", folder / f"four bits on {dist.get_world_size()}")
+        out = folder / f"four bits on {dist.get_world_size()}"
+        assert_four_bits(folder / "llama, of four bits", out)
+        assert_starts_from_adapter(out)
     for name in names:
         assert_equal(folder / name, None)
     assert_equal(folder / "mixtral", Lora(rank=2))

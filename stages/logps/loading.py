@@ -12,7 +12,7 @@ from stages.logps import probe
 from stages.logps.model import PairLogprobs
 from stages.logps.nf4 import quantize_layers
 from stages.logps.weights import is_read, read_weights, weight_files
-from stages.model_files import check_fits, split_revision
+from stages.model_files import adapter_at, check_fits, split_revision
 
 _log = logging.getLogger("raydpo")
 
@@ -56,6 +56,11 @@ def describe(name: str, dtype: str, longest: int, device: torch.device) -> PairL
             return wrap(cast(PreTrainedModel, causal_lm), name)
         except probe.NeedsWeights:
             reason = "the layout of its pairs has to be tried on them"
+    if adapter_at(name):
+        raise RecipeError(
+            f"{name} is an adapter, and each process has to read all weights of its model, because {reason}. Merge it "
+            "with peft, and name the merged model"
+        )
     _log.warning("%s: each process reads all of its weights, because %s", name, reason)
     causal_lm = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=getattr(torch, dtype))
     return wrap(cast(PreTrainedModel, causal_lm), name).to(device)

@@ -31,6 +31,7 @@ from transformers.modeling_utils import LoadStateDictConfig, _get_resolved_check
 
 from stages.errors import RecipeError
 from stages.logps import nf4
+from stages.logps.adapter import Adapter
 from stages.model_files import split_revision
 
 ADAPTER = ".lora_"  # in the name of a weight that no file of the model has
@@ -78,7 +79,9 @@ def read_weights(causal_lm: PreTrainedModel, name: str, device: torch.device) ->
     with ExitStack() as opened:
         pointers = [opened.enter_context(safe_open(file, framework="pt")) for file in files]
         slices = {key: _Slice(pointer, key) for pointer in pointers for key in pointer.keys()}  # noqa: SIM118
-        named = dict(_named(causal_lm, slices, wanted.weight_mapping, name))
+        adapter = Adapter(name)
+        named = dict(_named(causal_lm, slices, wanted.weight_mapping, adapter))
+        adapter.check()
         found, _ = convert_and_load_state_dict_in_model(causal_lm, named, wanted, None)
     found.missing_keys = {key for key in found.missing_keys if ADAPTER not in key}
     _check(causal_lm, found, name)
@@ -119,7 +122,7 @@ class _Slice:
 class _Nf4Rows:
     """A tensor of a file, as codes or scales of four-bit weights: of rows that are read when they are asked for."""
 
-    def __init__(self, weight: _Slice, kind: str, both: dict[str, Any]):
+    def __init__(self, weight: Any, kind: str, both: dict[str, Any]):
         self._weight, self._kind, self._both = weight, kind, both  # `both`: shared with the other kind
 
     def get_shape(self) -> list[int]:
@@ -139,8 +142,8 @@ class _Nf4Rows:
 
 
 def _named(
-    causal_lm: PreTrainedModel, slices: dict[str, _Slice], mapping: list[Any], name: str
-) -> Iterator[tuple[str, _Slice | _Nf4Rows]]:
+    causal_lm: PreTrainedModel, slices: dict[str, _Slice], mapping: list[Any], adapter: Adapter
+) -> Iterator[tuple[str, Any]]:
     """What is in the files, by the names there, or by those of layers that have got adapters or four-bit weights."""
     state = causal_lm.state_dict()
     plain = {key.replace(_BASE, "."): key for key in state}
@@ -158,12 +161,12 @@ def _named(
         if final in quantized:
             both: dict[str, Any] = {}
             for kind in ("codes", "scales"):
-                yield f"{quantized[final]}.{kind}", _Nf4Rows(slices[key], kind, both)
+                yield f"{quantized[final]}.{kind}", _Nf4Rows(adapter.on(final, slices[key]), kind, both)
             continue
         target = plain.get(final, final)
         if pattern is not None and (weight := state.get(target)) is not None:
-            _check_conversion(by_pattern[pattern].operations, weight, target, name)
-        yield target if target != final else key, slices[key]
+            _check_conversion(by_pattern[pattern].operations, weight, target, adapter.name)
+        yield target if target != final else key, slices[key] if pattern else adapter.on(final, slices[key])
 
 
 def _check_conversion(operations: list[ConversionOps], weight: torch.Tensor, key: str, name: str) -> None:

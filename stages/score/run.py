@@ -13,8 +13,8 @@ import ray
 from stages import schema, storage
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.cpu_environment import CPU_ENVIRONMENT
-from stages.errors import ContractError, out_of_ray
-from stages.model_files import check_fits
+from stages.errors import ContractError, RecipeError, out_of_ray
+from stages.model_files import adapter_at, check_fits
 from stages.progress import Progress, Silent
 from stages.score.calibration import calibrate
 from stages.score.config import ScoreConfig, ScoreResources
@@ -34,9 +34,15 @@ def score(
     """Write the ReferenceLogprobs of `pairs` under `out`, skip parts that are there, and return the facts of the work.
 
     `known`: what the same reference has scored before; its values are taken over. Raises RecipeError where the model
-    cannot take the pairs' length; ContractError where a part of them is damaged, or too many pairs cannot be scored.
+    cannot take the pairs' length, or is an adapter for vLLM; ContractError where a part of them is damaged, or too many
+    pairs cannot be scored.
     """
     made = pairs.manifest.facts
+    if config.backend == "vllm" and adapter_at(config.model):
+        raise RecipeError(
+            f"score.model {config.model} is an adapter, which only score.backend: torch merges into its model. Set "
+            "that, or merge it with peft, and name the merged model"
+        )
     check_fits(config.model, made["longest"], made.get("largest_id", 0))
     job = Job(config, resources, pairs, KnownLogprobs(known), out, made["longest"])
     todo = [part for part in pairs.parts if not (out / part).exists()]
