@@ -42,11 +42,28 @@ os.environ |= {
 }
 
 
+_LONG = (
+    "tests/e2e",
+    "test_train_losses",
+    "test_mesh",
+    "test_weights",
+    "test_train",
+    "test_resume",
+    "test_score",
+    "gpu",
+)
+
+
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
     """Each of pytest's processes takes a whole file when it is free; tests/e2e is one piece, the largest and first."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "tests/e2e" if nodeid.startswith("tests/e2e/") else nodeid.split("::")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that both processes end together."""
+    items.sort(key=lambda item: next((n for n, name in enumerate(_LONG) if name in item.nodeid), len(_LONG)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:

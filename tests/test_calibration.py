@@ -9,8 +9,8 @@ import torch
 from conftest import ROOT
 
 from stages.errors import ContractError
-from stages.logps.loading import load
 from stages.logps.model import PairLogprobs
+from stages.logps.reading.loading import load
 from stages.score.calibration import Differences, judge
 from stages.score.config import Acceptance
 from stages.shard.config import Columns, ShardConfig

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from test_logps import CONFIGS, make
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, MixtralConfig
 
-from stages.logps.loading import wrap
+from stages.logps.reading.loading import wrap
 from stages.train.config import TrainConfig
 from stages.train.policy.export import export_policy
 

@@ -31,8 +31,8 @@ from transformers import (
 
 from stages.errors import RecipeError
 from stages.logps.layout import pack
-from stages.logps.loading import load, wrap
 from stages.logps.model import PairLogprobs
+from stages.logps.reading.loading import load, wrap
 
 Pair = tuple[list[int], list[int], list[int]]
 

@@ -16,8 +16,8 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from stages import spans
-from stages.logps.loading import load
 from stages.logps.model import PairLogprobs
+from stages.logps.reading.loading import load
 from stages.train.objective.losses import losses_of
 from stages.train.objective.named import labelled, paired, reference_free
 from stages.train.objective.named.loss import Loss, Sum

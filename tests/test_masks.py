@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from stages import spans
 from stages.logps.layout import Layout, pack, pad
-from stages.logps.loading import wrap
 from stages.logps.model import PairLogprobs
+from stages.logps.reading.loading import wrap
 from stages.train.objective.losses import losses_of
 from stages.train.objective.named import labelled, paired, reference_free
 from stages.train.objective.report import report

@@ -31,8 +31,8 @@ from stages import schema
 from stages.artifacts import Manifest, PreferencePairs, ReferenceLogprobs
 from stages.errors import RecipeError
 from stages.logps.exchange import Exchange
-from stages.logps.loading import wrap
 from stages.logps.model import PairLogprobs
+from stages.logps.reading.loading import wrap
 from stages.train.config import Lora, TrainConfig, TrainResources
 from stages.train.job import Job
 from stages.train.objective.named import labelled, paired, reference_free

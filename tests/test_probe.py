@@ -52,11 +52,11 @@ from transformers import (
 )
 
 from stages.errors import RecipeError
-from stages.logps.loading import load, wrap
-from stages.logps.miniature import miniatures
+from stages.logps.check.miniature import miniatures
+from stages.logps.check.probe import check_kernels, why_apart
+from stages.logps.check.small_config import shrink
 from stages.logps.model import PairLogprobs
-from stages.logps.probe import check_kernels, why_apart
-from stages.logps.small_config import shrink
+from stages.logps.reading.loading import load, wrap
 
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

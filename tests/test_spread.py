@@ -8,7 +8,7 @@ from torch._subclasses import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
 from stages.logps.model import PairLogprobs
-from stages.logps.spread import spread
+from stages.logps.reading.spread import spread
 
 DEVICES = [torch.device("cpu"), torch.device("meta")]
 

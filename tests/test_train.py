@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stages import schema
 from stages.artifacts import PolicyCheckpoint, ReferenceLogprobs
 from stages.errors import ContractError
-from stages.logps.loading import load
+from stages.logps.reading.loading import load
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.score.torch_scorer import TorchScorer
 from stages.train.config import TrainConfig, TrainResources

@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig, OlmoHy
 
 from pipeline.identity import Digests, model_identity
 from stages.errors import RecipeError
-from stages.logps.loading import describe, load, wrap
 from stages.logps.model import PairLogprobs
 from stages.logps.nf4 import LEVELS
-from stages.logps.weights import read_weights
+from stages.logps.reading.loading import describe, load, wrap
+from stages.logps.reading.weights import read_weights
 from stages.model_files import base_of
 from stages.train.config import Lora, TrainConfig, TrainResources
 from stages.train.policy.build import build

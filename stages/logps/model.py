@@ -13,11 +13,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stages.errors import RecipeError
 from stages.logps import attention
+from stages.logps.check.small_config import EXPERT_COUNTS
 from stages.logps.exchange import Exchange
 from stages.logps.head import Head, LogitRule
 from stages.logps.layout import ROUND, Both, Ids, Layout, pack, pad
 from stages.logps.linear import Linear, choose
-from stages.logps.small_config import EXPERT_COUNTS
 
 
 class PairLogprobs(nn.Module):

@@ -101,7 +101,7 @@ class PartScorer:
             "seconds": seconds,  # of the engine
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,  # of the host, so far
         }
-        if gpus := _gpu_memory():
+        if len(new) and (gpus := _gpu_memory()):
             report["peak_gpu_memory_gb"] = gpus / 1e9
         reports = reports_of(self.job.out)
         reports.mkdir(exist_ok=True)

@@ -6,9 +6,9 @@ import torch
 
 from stages import schema
 from stages.logps.budget import fill
-from stages.logps.loading import load
-from stages.logps.probe import PROBE, check_kernels
-from stages.logps.spread import spread
+from stages.logps.check.probe import PROBE, check_kernels
+from stages.logps.reading.loading import load
+from stages.logps.reading.spread import spread
 from stages.score.config import ScoreConfig, ScoreResources
 
 

@@ -66,8 +66,8 @@ def step(vocabulary: int, length: int, pairs: int, max_tokens: int, reference: b
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from stages.logps.budget import fill
-    from stages.logps.loading import wrap
     from stages.logps.model import PairLogprobs
+    from stages.logps.reading.loading import wrap
 
     torch.manual_seed(0)
 

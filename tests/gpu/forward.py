@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from stages.logps import attention
 from stages.logps.head import LogitRule, target_logps
 from stages.logps.layout import Stretches
-from stages.logps.loading import load
+from stages.logps.reading.loading import load
 from tests.gpu.inputs import Pair, Sizes, configs, random_pairs, save_model
 from tests.gpu.kernel import by_definition
 from tests.gpu.table import Row

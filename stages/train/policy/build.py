@@ -3,11 +3,11 @@
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from stages.logps.loading import check_weights, describe
+from stages.logps.check.probe import check_kernels
 from stages.logps.model import PairLogprobs
 from stages.logps.nf4 import quantize_layers
-from stages.logps.probe import check_kernels
-from stages.logps.weights import read_weights
+from stages.logps.reading.loading import check_weights, describe
+from stages.logps.reading.weights import read_weights
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.policy.freeze import freeze
 from stages.train.policy.fsdp import shard_model

@@ -8,10 +8,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from stages.errors import RecipeError
-from stages.logps import probe
+from stages.logps.check import probe
 from stages.logps.model import PairLogprobs
 from stages.logps.nf4 import quantize_layers
-from stages.logps.weights import is_read, read_weights, weight_files
+from stages.logps.reading.weights import is_read, read_weights, weight_files
 from stages.model_files import adapter_at, check_fits, split_revision
 
 _log = logging.getLogger("raydpo")

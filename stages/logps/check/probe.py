@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from stages.errors import RecipeError
 from stages.logps import attention
+from stages.logps.check.miniature import miniatures, nudged
 from stages.logps.head import LogitRule
-from stages.logps.miniature import miniatures, nudged
 from stages.logps.model import PairLogprobs
 
 

@@ -31,7 +31,7 @@ from transformers.modeling_utils import LoadStateDictConfig, _get_resolved_check
 
 from stages.errors import RecipeError
 from stages.logps import nf4
-from stages.logps.adapter import Adapter
+from stages.logps.reading.adapter import Adapter
 from stages.model_files import split_revision
 
 ADAPTER = ".lora_"  # in the name of a weight that no file of the model has

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from stages.logps.small_config import shrink
+from stages.logps.check.small_config import shrink
 
 _LARGEST = 2**26  # weights; most have 0.1 million, so more means that a size was not understood
 

@@ -1,0 +1,1 @@
+"""A model, from its files to the devices that hold it."""
