@@ -214,6 +214,7 @@ def peak_memory() -> Iterator[list[int]]:
     finally:
         done.set()
         thread.join()
+        peak[0] = max(peak[0], anonymous() - before)
 
 
 def read_large(folder: Path) -> None:
@@ -230,7 +231,8 @@ def read_large(folder: Path) -> None:
     weights = list(model.parameters())
     shards = sum(weight.to_local().nbytes for weight in weights)
     assert 0.49 < shards / sum(weight.nbytes for weight in weights) < 0.51
-    assert 0.9 * shards < peak[0] < shards + 2 * max(weight.nbytes for weight in weights)
+    largest = max(weight.nbytes for weight in weights)
+    assert 0.5 * shards < peak[0] < shards + 2 * largest, (peak[0] / 1e6, shards / 1e6, largest / 1e6)
 
 
 def test_no_rank_holds_more_than_its_shards_and_a_piece(tmp_path: Path) -> None:
