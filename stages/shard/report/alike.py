@@ -20,7 +20,7 @@ SHINGLE = 5  # tokens
 BANDS, ROWS = 8, 8  # of MinHash values: half of all prompts with a Jaccard similarity of 0.74 meet, of 0.9 nearly all
 COMMON = 0.2  # shingles in more of a part's prompts than this are its template's, and say nothing
 FEW = 20  # prompts, of which none can be common
-AT_ONCE = 2**21  # rows in memory
+AT_ONCE = 2**18  # rows in memory, several times over while they are sorted and joined
 
 # A completion that is not there (of a labelled row) is 0.
 _VERDICT = np.dtype([("prompt", U64), ("chosen", U64), ("rejected", U64), ("row", U64)])
@@ -125,15 +125,19 @@ def _ranges(paths: Sequence[Path], dtype: np.dtype, key: str) -> Iterator[np.nda
     """All rows of the files, a range of `key` at a time: about AT_ONCE of them."""
     total = sum(len(np.load(path, mmap_mode="r")) for path in paths)
     number = -(-total // AT_ONCE)
-    edges = [(2**64 * i) // number for i in range(number)]
-    for i, low in enumerate(edges):
+    edges = np.array([(2**64 * i) // number for i in range(1, number)], U64)
+    cuts = [_cuts(np.load(path, mmap_mode="r")[key], edges) for path in paths]
+    for i in range(number):
         rows = [np.empty(0, dtype)]
-        for path in paths:
-            file = np.load(path, mmap_mode="r")
-            start = np.searchsorted(file[key], U64(low))
-            stop = np.searchsorted(file[key], U64(edges[i + 1])) if i + 1 < number else len(file)
-            rows.append(np.array(file[start:stop]))
+        for path, cut in zip(paths, cuts, strict=True):
+            if cut[i] < cut[i + 1]:
+                rows.append(np.array(np.load(path, mmap_mode="r")[cut[i] : cut[i + 1]]))
         yield np.concatenate(rows)
+
+
+def _cuts(keys: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """[edges + 2]: where the ranges between the edges begin in sorted keys, and where the last one ends."""
+    return np.concatenate([[0], np.searchsorted(keys, edges), [len(keys)]])
 
 
 def _table(dtype: np.dtype, *columns: np.ndarray) -> np.ndarray:
