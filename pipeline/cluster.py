@@ -1,5 +1,6 @@
 """The only place that knows how Ray is reached: connect, runtime environment, job submission."""
 
+import logging
 import math
 import os
 import shlex
@@ -17,7 +18,7 @@ from stages.train.config import Elastic
 
 CODE = Path(__file__).parents[1]  # the checkout: it holds pipeline/ and stages/
 _NOT_CODE = ["/.git/", "/.venv/", "/.models/", "/runs/", "/tests/", "/infra/"]
-_AGENT_SECONDS = 60  # for a cluster to be ready for jobs
+_log = logging.getLogger("raydpo")
 
 
 @contextmanager
@@ -88,9 +89,10 @@ def runtime_env(cluster: Cluster) -> dict[str, Any]:
 
 
 def submit(cluster: Cluster, arguments: list[str], submission_id: str, metadata: dict[str, str]) -> str:
-    """Send `PYTHON -m pipeline ARGUMENTS` to the cluster as a Ray job; return its id. A live job is not sent twice."""
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    """Send `PYTHON -m pipeline ARGUMENTS` to the cluster as a Ray job; return its id. A live job is not sent twice.
 
+    A cluster that is starting is asked again for `dashboard_seconds`. Raises RecipeError.
+    """
     field = "work" if storage.is_remote(cluster.root) else "root"
     if not Path(getattr(cluster, field)).is_absolute():
         raise RecipeError(
@@ -98,27 +100,60 @@ def submit(cluster: Cluster, arguments: list[str], submission_id: str, metadata:
         )
     if not cluster.dashboard:
         raise RecipeError('the cluster file names no dashboard to submit to; add dashboard: "http://HOST:8265"')
-    try:
-        client = JobSubmissionClient(cluster.dashboard)
-    except ConnectionError as error:
-        raise RecipeError(f"no Ray dashboard answers at {cluster.dashboard}: {error}") from error
-    before = {job.submission_id: job.status for job in client.list_jobs()}
-    if before.get(submission_id) in (JobStatus.PENDING, JobStatus.RUNNING):
-        return submission_id
-    if submission_id in before:
-        client.delete_job(submission_id)  # it has ended; the same work goes on under the same id
-    deadline = time.monotonic() + _AGENT_SECONDS
+    job = {
+        "entrypoint": shlex.join([cluster.python, "-m", "pipeline", *arguments]),
+        "submission_id": submission_id,
+        "runtime_env": {"working_dir": str(CODE), "excludes": _NOT_CODE},
+        "metadata": metadata,
+    }
+    deadline, told = time.monotonic() + cluster.dashboard_seconds, False
     while True:
         try:
-            return client.submit_job(
-                entrypoint=shlex.join([cluster.python, "-m", "pipeline", *arguments]),
-                submission_id=submission_id,
-                runtime_env={"working_dir": str(CODE), "excludes": _NOT_CODE},
-                metadata=metadata,
-            )
-        except RuntimeError as error:  # a node that has just started has no agent yet
-            if "No available agent" not in str(error):
+            return _send(cluster.dashboard, job)
+        except (OSError, RuntimeError) as error:
+            if not (nothing_there := isinstance(error, ConnectionError)) and not _is_fault_of_server(error):
                 raise
-            if time.monotonic() > deadline:
-                raise RecipeError(f"the cluster of {cluster.dashboard} takes no job: {error}") from error
+            if time.monotonic() >= deadline and nothing_there:
+                raise RecipeError(f"no Ray dashboard answers at {cluster.dashboard}: {error}") from error
+            if time.monotonic() >= deadline:
+                raise RecipeError(f"the cluster of {cluster.dashboard} takes no job: {error}{_why(error)}") from error
+            if not told:
+                _log.warning(
+                    "%s is not ready (%s): asking again for %g s", cluster.dashboard, error, cluster.dashboard_seconds
+                )
+            told = True
             time.sleep(1)
+
+
+def _send(dashboard: str, job: dict[str, Any]) -> str:
+    """The whole of it, so that a job which was taken though the answer said otherwise is found the next time."""
+    import requests
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(dashboard)
+        before = {each.submission_id: each.status for each in client.list_jobs()}
+        if before.get(job["submission_id"]) in (JobStatus.PENDING, JobStatus.RUNNING):
+            return job["submission_id"]
+        if job["submission_id"] in before:
+            client.delete_job(job["submission_id"])  # it has ended; the same work goes on under the same id
+        return client.submit_job(**job)
+    except requests.ConnectionError as error:  # Ray's client says so only of its first question
+        raise ConnectionError(str(error)) from error
+
+
+def _is_fault_of_server(error: Exception) -> bool:
+    """A status of 5xx, which Ray's client tells in two ways."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return response.status_code >= 500
+    return "Request failed with status code 5" in str(error)
+
+
+def _why(error: Exception) -> str:
+    if "No available agent" not in str(error):
+        return ""
+    return (
+        " Its head node has no job agent (dashboard_agent.log there says why). Of two Ray clusters on one machine the "
+        "second has none, unless it is started with another port: ray start --head --dashboard-agent-listen-port PORT"
+    )

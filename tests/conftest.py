@@ -118,10 +118,15 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """One cluster for all tests; its address, for command lines that connect to it."""
-    with connected(Cluster(), verbose=False):
-        import ray
+    from ray.cluster_utils import Cluster as Nodes
 
-        yield ray.get_runtime_context().gcs_address
+    # As `ray.init` starts one, but for the port of its job agent: of two clusters on a machine the second has no agent
+    # where both want Ray's default.
+    head = {"num_cpus": os.cpu_count(), "include_dashboard": True, "dashboard_agent_listen_port": 0}
+    nodes = Nodes(initialize_head=True, head_node_args=head | {"object_store_memory": 2**30})
+    with connected(Cluster(address=nodes.address), verbose=False):
+        yield nodes.address
+    nodes.shutdown()
 
 
 @pytest.fixture

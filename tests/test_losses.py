@@ -21,6 +21,7 @@ PAIRED = [loss for loss in ALL if not loss.labelled]
 LABELLED = [loss for loss in ALL if loss.labelled]
 DIVERGENCES = [{}, {"divergence": "forward_kl"}, {"divergence": "js"}, {"divergence": "alpha", "divergence_alpha": 0.5}]
 logps = st.floats(-1e4, 0, width=32)
+ROUNDING = 1e-6  # of a loss: the library's exp and log1p do not grow to the last bit where their arguments do
 
 
 def by_name(loss: object) -> str:
@@ -168,7 +169,7 @@ def test_dpop_is_dpo_where_chosen_has_lost_nothing(a: float, b: float, c: float,
     kept = pairs(chosen=max(a, c), rejected=b, ref_chosen=min(a, c), ref_rejected=c)
     assert only(kept, paired.Dpop(penalty=penalty)) == only(kept, paired.Sigmoid())
     lost = pairs(chosen=min(a, c), rejected=b, ref_chosen=max(a, c), ref_rejected=c)
-    assert only(lost, paired.Dpop(penalty=penalty)) >= only(lost, paired.Sigmoid())
+    assert only(lost, paired.Dpop(penalty=penalty)) >= only(lost, paired.Sigmoid()) * (1 - ROUNDING)
     assert only(lost, paired.Dpop(penalty=0)) == only(lost, paired.Sigmoid())
 
 
@@ -177,7 +178,8 @@ def test_odpo_of_a_margin_of_one_is_dpo(a: float, b: float, margin: float) -> No
     """Where log is taken; a larger margin asks for more."""
     one, other = (pairs(chosen=a, rejected=b, margin=each) for each in (1.0, margin))
     assert only(one, paired.Odpo()) == only(one, paired.Sigmoid())
-    assert (only(other, paired.Odpo()) - only(one, paired.Odpo())) * (margin - 1) >= 0
+    less, more = (only(each, paired.Odpo()) for each in ((one, other) if margin > 1 else (other, one)))
+    assert more >= less * (1 - ROUNDING)
 
 
 def test_sft_is_averaged_as_it_is_told() -> None:

@@ -107,7 +107,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
         copy.parent.mkdir(parents=True, exist_ok=True)
         content = yaml.safe_load(path.read_text())
         if "clusters" in path.parts:
-            content |= {"root": str(folder / "runs")} | ({"dashboard": NOBODY} if "dashboard" in content else {})
+            content |= {"root": str(folder / "runs")} | (
+                {"dashboard": NOBODY, "dashboard_seconds": 0} if "dashboard" in content else {}
+            )
         else:
             content["model"] = str(tiny_model)
             content["shard"] |= {"source": str(ROOT / "configs/data/demo_triples.jsonl"), "max_length": 128}

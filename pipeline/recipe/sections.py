@@ -1,5 +1,7 @@
 """Recipe (what to do) and Cluster (where): the sections of their files. Only the recipe decides what is made."""
 
+from pydantic import Field
+
 from stages.config import Config, Count
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.shard.config import ShardConfig, ShardResources
@@ -28,6 +30,7 @@ class Cluster(Config):
     work: str = "runs"  # where they are made if `root` is object storage: again a folder that every node sees
     address: str | None = None  # of a running Ray cluster ("auto", "ray://..", "host:6379"); none: start one here
     dashboard: str | None = None  # where `raydpo submit` sends jobs ("http://host:8265")
+    dashboard_seconds: float = Field(60, ge=0)  # for a cluster that is starting to be ready for jobs
     python: str = "python"  # the interpreter of a submitted job, as a shell on the cluster's head node finds it
     env_vars: dict[str, str] = {}  # for all Ray workers
     shard: ShardResources = ShardResources()
