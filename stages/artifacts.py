@@ -89,6 +89,12 @@ class PreferencePairs:
         """Labelled completions (schema.LABELLED) instead of pairs."""
         return bool(self.manifest.facts.get("labelled"))
 
+    @property
+    def num_sources(self) -> int:
+        """From how many the pairs are that are trained on; 0 where nobody has counted."""
+        counts = self.manifest.facts.get("report", {}).get("sources", {}).values()
+        return sum(1 for each in counts if each.get("train"))
+
     def read(self, part: str) -> pa.Table:
         return schema.read_part(self.folder / part, (schema.PAIRS, schema.LABELLED), _remedy("shard"))
 

@@ -14,7 +14,7 @@ from conftest import ROOT, Project, make_project, make_tokenizer
 from pipeline.look import look, machine
 from pipeline.recipe.sections import Cluster
 from stages.errors import RecipeError
-from stages.shard.config import ShardConfig
+from stages.shard.config import Chat, ShardConfig
 from stages.shard.look import look as look_at_rows
 from stages.shard.tokenization import load_tokenizer
 from stages.train.config import TrainResources
@@ -107,6 +107,33 @@ def test_messages_need_a_template(tmp_path: Path, tokenizer: str) -> None:
     make_tokenizer(tmp_path / "plain", chat_template=None)
     with pytest.raises(RecipeError, match=r"holds lists of messages, and the tokenizer of .* has no chat template"):
         look_at_rows(ShardConfig(source=source, tokenizer=str(tmp_path / "plain")))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}\n{{ m.content }", r"line 2 of .*mine\.jinja is not Jinja: .*Mend the template"),
+        ("{% for m in messages %}{{ m.content }}", r"is not Jinja: Unexpected end of template.*'endfor'"),
+        ("{{ messages | last_turn }}", "is not Jinja: No filter named 'last_turn'"),
+        ("{% generation %}{{ messages }}{% if %}{% endgeneration %}", "is not Jinja: Expected an expression"),
+        (
+            "{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}{% break %}{% endfor %}",
+            "",
+        ),  # what transformers knows too
+    ],
+)
+def test_a_template_that_is_not_jinja_is_told(template: str, message: str, tmp_path: Path, tokenizer: str) -> None:
+    (tmp_path / "mine.jinja").write_text(template)
+    config = ShardConfig(
+        source=write(tmp_path / "t.jsonl", MESSAGES),
+        tokenizer=tokenizer,
+        chat=Chat(template=str(tmp_path / "mine.jinja")),
+    )
+    if not message:
+        look_at_rows(config)
+        return
+    with pytest.raises(RecipeError, match=message):
+        look_at_rows(config)
 
 
 @pytest.mark.parametrize(

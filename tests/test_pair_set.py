@@ -164,7 +164,8 @@ def test_named_sets_are_splits_of_their_own(written: tuple, tmp_path: Path) -> N
     every = [row for part in pairs.parts for row in pairs.read(part).to_pylist()]
     expected = [row for row in every if row["split"] == "eval/b"]
     assert named.ids(np.arange(len(named))) == [row["pair_id"] for row in expected]
-    assert named.sources().tolist() == [row["source"] for row in expected]
+    backwards = np.arange(len(named))[::-1]
+    assert named.sources(backwards).tolist() == [row["source"] for row in reversed(expected)]
 
 
 def test_pairs_without_a_margin_are_set_aside_where_it_is_asked_for(written: tuple, tmp_path: Path) -> None:

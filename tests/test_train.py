@@ -1,10 +1,12 @@
 """Training on the tiny model: what it computes, what it writes, what it refuses."""
 
+import dataclasses
 import math
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages import schema
-from stages.artifacts import PolicyCheckpoint, ReferenceLogprobs
+from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError
 from stages.logps.reading.loading import load
 from stages.score.config import ScoreConfig, ScoreResources
@@ -79,6 +81,27 @@ def test_one_step_is_what_torch_alone_computes(inputs: tuple, tiny_model: Path, 
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", dtype=torch.float32).state_dict()
     for name, weight in model.causal_lm.state_dict().items():
         torch.testing.assert_close(exported[name], weight, atol=1e-5, rtol=0)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_step_is_told_by_source(inputs: tuple, tiny_model: Path, tmp_path: Path) -> None:
+    """The pairs from two sources: their means, weighted by their number, are that of the step."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for part in inputs[0].parts:
+        table = inputs[0].read(part)
+        sources = pa.array(["st"[row % 2] for row in table["source_row"].to_pylist()])
+        schema.write_part(table.set_column(table.column_names.index("source"), "source", sources), folder / part)
+    facts = {"report": {"sources": {source: {"pairs": 9, "train": 9} for source in "st"}}}
+    dataclasses.replace(inputs[0].manifest, facts=facts).write(folder)
+    config = TrainConfig(policy=str(tiny_model), global_batch=7, max_steps=1, loss=Sigmoid(beta=0.3))
+    trainer = Trainer(Job(config, TrainResources(), PreferencePairs(folder), inputs[1], tmp_path, 128))
+    found = trainer.step(1, 2)
+    sources = trainer.pairs.sources(trainer.order.batch_at(1)).tolist()
+    assert set(sources) == {"s", "t"}
+    for name in ("loss", "logps/chosen", "rewards/accuracies"):
+        mean = sum(found[f"train/{source}/{name}"] * sources.count(source) for source in "st") / len(sources)
+        assert mean == pytest.approx(found[name], rel=1e-9), name
 
 
 def test_workers_change_nothing(inputs: tuple, policy: PolicyCheckpoint, trained: Project, tmp_path: Path) -> None:

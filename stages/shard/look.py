@@ -35,6 +35,10 @@ class Look:
 
 def look(config: ShardConfig) -> Look:
     """Read, parse and measure the first rows of all sources. Raises RecipeError where `shard` would fail on one."""
+    if config.chat.template is not None:
+        from stages.shard.rendering.template import read_template  # it imports Jinja
+
+        read_template(config.chat.template)
     seen = [_look_at(source, config) for source in config.all_sources]
     return Look(
         "\n".join(each.told for each in seen), tuple(dict.fromkeys(note for each in seen for note in each.notices))

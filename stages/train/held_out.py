@@ -8,11 +8,10 @@ import torch
 from stages.errors import ContractError
 from stages.train.objective.losses import Logps
 from stages.train.objective.named.loss import Loss
-from stages.train.objective.report import report
+from stages.train.objective.report import MOST_SOURCES, report, report_by_source
 from stages.train.pairs.pair_set import PairSet
 
 _APART = "eval"  # the split that is set apart from the training pairs; a named set is "eval/<name>"
-_MOST_SOURCES = 32  # more of them, as the files of a folder may be, are not told apart
 
 Look = Callable[[PairSet], tuple[Logps, torch.Tensor]]  # all pairs of a set, and their losses
 
@@ -22,13 +21,13 @@ class HeldOut:
 
     def __init__(self, sets: dict[str, PairSet]):
         self.sets = sets
-        self._rows: dict[str, np.ndarray] = {}  # of those set apart, which are from each source
+        self._sources: np.ndarray | None = None  # of those set apart, where they are from several
         if _APART in sets:
-            sources = sets[_APART].sources()
-            names = np.unique(sources.astype(str)).tolist()
-            if 1 < len(names) <= _MOST_SOURCES:
-                self._rows = {name: np.flatnonzero(sources == name) for name in names}
-        if twice := sorted({f"{_APART}/{name}" for name in self._rows} & sets.keys()):
+            sources = sets[_APART].sources(np.arange(len(sets[_APART])))
+            if 1 < len(set(sources)) <= MOST_SOURCES:
+                self._sources = sources
+        names = [] if self._sources is None else [f"{_APART}/{name}" for name in set(self._sources)]
+        if twice := sorted(set(names) & sets.keys()):
             raise ContractError(
                 f"a source of training pairs and a held-out set have one name, {twice[0]!r}, so that their metrics "
                 "would too. Rename one: shard.sources or shard.eval"
@@ -41,12 +40,8 @@ class HeldOut:
         for split, pairs in self.sets.items():
             seen, losses = look(pairs)
             found |= _named(split, report(seen, losses, loss))
-            if split == _APART:
-                for source, rows in self._rows.items():
-                    own = torch.from_numpy(rows).to(losses.device)
-                    found |= _named(
-                        f"{split}/{source}", report(type(seen)(*(each[own] for each in seen)), losses[own], loss)
-                    )
+            if split == _APART and self._sources is not None:
+                found |= _named(split, report_by_source(seen, losses, loss, self._sources))
         return found
 
     def close(self) -> None:

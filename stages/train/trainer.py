@@ -20,7 +20,7 @@ from stages.train.held_out import HeldOut
 from stages.train.job import Job
 from stages.train.objective.losses import Logps, Memory
 from stages.train.objective.ref_drift import TOLERANCES, RefDrift
-from stages.train.objective.report import report
+from stages.train.objective.report import MOST_SOURCES, report, report_by_source
 from stages.train.objective.step_loss import StepLoss, Work
 from stages.train.pairs.batch import Batch
 from stages.train.pairs.node_cache import NodeCache
@@ -56,6 +56,7 @@ class Trainer:
             for split in counts
         }
         self.pairs = sets.pop("train")
+        self._has_sources = 1 < job.pairs.num_sources <= MOST_SOURCES
         self.held_out = HeldOut({split: pairs for split, pairs in sets.items() if len(pairs)})
         self.order = Order(counts["train"], config.seed, config.global_batch, config.shuffle_window)
         self.model = build(config, job.resources, job.longest, self.mesh, self.device)
@@ -122,6 +123,9 @@ class Trainer:
             self.optimizer.step()
             self.loss_state = step_loss.memory
             means = report(seen, losses, config.loss)
+            if self._has_sources:
+                by_source = report_by_source(seen, losses, config.loss, self.pairs.sources(rows))
+                means |= {f"train/{name}": value for name, value in by_source.items()}
         else:
             self._skip(step, rows[~losses.isfinite().cpu().numpy()])
             means, grad_norm = {}, 0.0

@@ -7,6 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, TemplateSyntaxError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+
 from stages.errors import RecipeError
 from stages.shard.config import Chat
 from stages.shard.rendering.calls import as_text, parsed, with_arguments
@@ -31,7 +35,7 @@ class Template:
         if wrong := sorted(_OWN & chat.kwargs.keys()):
             raise RecipeError(f"shard.chat.kwargs: {wrong[0]} is set by raydpo, and is not for the template")
         if chat.template is not None:
-            tokenizer.chat_template = _read(chat.template)
+            tokenizer.chat_template = read_template(chat.template)
         if tokenizer.chat_template is None:
             raise RecipeError(
                 f"the set holds lists of messages, and the tokenizer of {name} has no chat template to write them "
@@ -138,8 +142,26 @@ class Template:
         return (after or [""])[-1], may_be_object, json.dumps(said) in as_text
 
 
-def _read(path: str) -> str:
+def read_template(path: str) -> str:
+    """A recipe's own template. Raises RecipeError where it cannot be read, or is not Jinja."""
     try:
-        return Path(path).expanduser().read_text()
+        source = Path(path).expanduser().read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"shard.chat.template: {path} cannot be read: {error}") from error
+    try:
+        Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"]).compile(source, raw=True)
+    except TemplateSyntaxError as error:
+        raise RecipeError(
+            f"shard.chat.template: line {error.lineno} of {path} is not Jinja: {error.message}. Mend the template"
+        ) from error
+    return source
+
+
+class _Generation(Extension):
+    """{% generation %}, which transformers knows beside Jinja's own tags."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)

@@ -1,9 +1,12 @@
 """What is said of every loss in the same terms: rewards, margins, accuracies, log-probs, and how far the policy is."""
 
+import numpy as np
 import torch
 
 from stages.train.objective.losses import LabelledLogps, Logps
 from stages.train.objective.named.loss import Loss
+
+MOST_SOURCES = 32  # more of them, as the files of a folder may be, are not told apart
 
 
 def report(seen: Logps, losses: torch.Tensor, loss: Loss) -> dict[str, float]:
@@ -36,3 +39,13 @@ def report(seen: Logps, losses: torch.Tensor, loss: Loss) -> dict[str, float]:
     if {"rewards/chosen", "rewards/rejected"} <= means.keys():
         means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
     return means
+
+
+def report_by_source(seen: Logps, losses: torch.Tensor, loss: Loss, sources: np.ndarray) -> dict[str, float]:
+    """The same means of the rows from each of `sources` ([rows] of str), as <source>/<name>."""
+    found: dict[str, float] = {}
+    for source in np.unique(sources.astype(str)).tolist():
+        own = torch.from_numpy(np.flatnonzero(sources == source)).to(losses.device)
+        means = report(type(seen)(*(each[own] for each in seen)), losses[own], loss)
+        found |= {f"{source}/{name}": value for name, value in means.items()}
+    return found

@@ -76,15 +76,11 @@ class PairSet:
         return found
 
     def ids(self, numbers: np.ndarray) -> list[str]:
-        found = np.empty(len(numbers), object)
-        for part, places, rows in self._located(numbers):
-            found[places] = part.rows["pair_id"].take(pa.array(rows)).to_pylist()
-        return list(found)
+        return list(self._column("pair_id", numbers))
 
-    def sources(self) -> np.ndarray:
-        """[pairs] of str: where each was read from, but of the split that is trained on."""
-        parts = [self._part(number).rows["source"].to_pylist() for number in np.flatnonzero(self.counts).tolist()]
-        return np.array([source for part in parts for source in part], object)
+    def sources(self, numbers: np.ndarray) -> np.ndarray:
+        """[n] of str: where each of some pairs was read from."""
+        return self._column("source", numbers)
 
     def digest(self, numbers: np.ndarray) -> str:
         """Of the ids of some pairs, in their order: 12 hex digits."""
@@ -97,6 +93,12 @@ class PairSet:
             for place, row in zip(places, part.rows.take(pa.array(rows)).to_pylist(), strict=True):
                 found[place] = row
         return list(found)
+
+    def _column(self, name: str, numbers: np.ndarray) -> np.ndarray:
+        found = np.empty(len(numbers), object)
+        for part, places, rows in self._located(numbers):
+            found[places] = part.rows[name].take(pa.array(rows)).to_pylist()
+        return found
 
     def _located(self, numbers: np.ndarray) -> Iterable[tuple[Part, np.ndarray, np.ndarray]]:
         """(part, which of `numbers` lie in it, their rows there), part by part."""
@@ -122,7 +124,8 @@ class PairSet:
     def _bring(self, number: int) -> Part:
         name = self._names[number]
         sources = [each.folder / name for each in (self._pairs, self._logprobs) if each is not None]
-        path = self._cache.path(f"{self._split}{' margin > 0' * self._positive_margin} {name}", sources)
+        kept = f"{self._split}{' margin > 0' * self._positive_margin} without {_NOT_TRAINED_ON}"
+        path = self._cache.path(f"{kept} {name}", sources)
         rows = self._cache.table(path, lambda: self._joined(name))
         return Part(path, rows, np.sum(schema.num_tokens(rows), axis=0))
 
@@ -136,8 +139,7 @@ class PairSet:
             wanted = pc.and_(wanted, pc.is_null(table["error"]))
         if self._positive_margin:
             wanted = pc.and_(wanted, _above_zero(table["margin"]))
-        left_out = [*_NOT_TRAINED_ON, *(["source"] if self._split == "train" else [])]
-        return table.filter(wanted).drop_columns([each for each in left_out if each in table.column_names])
+        return table.filter(wanted).drop_columns([each for each in _NOT_TRAINED_ON if each in table.column_names])
 
 
 def count_pairs(pairs: PreferencePairs, logprobs: ReferenceLogprobs | None, positive_margin: bool = False) -> Counts:
