@@ -1,27 +1,22 @@
 """raydpo: plan, run, show, verify, submit. What is heavy is imported only once there is work for it."""
 
 import json
-import sys
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
+from pipeline.arguments import LAPTOP, AsJson, ClusterFile, Overrides, RecipeFile, errors, load_all, selected_of
 from pipeline.look import look
-from pipeline.plan import State, Step, plan
+from pipeline.plan import State, Step
 from pipeline.recipe.load import load
-from pipeline.recipe.sections import Cluster, Recipe
+from pipeline.recipe.sections import Cluster
 from pipeline.runner import run
 from pipeline.store import Store, damage
 from pipeline.view.tables import print_done, print_facts, print_line, print_plan
 from stages.artifacts import PreferencePairs
-from stages.errors import ContractError, MissingArtifact, RecipeError, is_disk_full
+from stages.errors import MissingArtifact
 from stages.shard.config import ShardConfig
 
 app = typer.Typer(
@@ -29,22 +24,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )  # fmt: skip
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="what to do: a YAML file, see configs/recipes/")]
-ClusterFile = Annotated[Path, typer.Option("--cluster", help="where: a YAML file, see configs/clusters/")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="train.loss.beta=0.2, cluster.train.workers=4, .."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
-LAPTOP = Path(__file__).parents[1] / "configs" / "clusters" / "laptop.yaml"
-
 
 @app.command("plan")
 def plan_command(
     recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Say what each stage would do, and why, without doing it."""
-    _, where, _, steps = _load(recipe, cluster, set_)
+    _, where, _, steps = load_all(recipe, cluster, set_)
     _look(steps, where, as_json)
 
 
@@ -60,12 +46,12 @@ def run_command(
     verbose: Annotated[bool, typer.Option("--verbose", help="show what Ray and vLLM print")] = False,
 ) -> None:
     """Make what is missing. Run again after any failure: finished work is kept."""
-    what, where, store, steps = _load(recipe, cluster, set_)
-    selected = _selected(only, from_, until, [step.name for step in steps])
+    what, where, store, steps = load_all(recipe, cluster, set_)
+    selected = selected_of(only, from_, until, [step.name for step in steps])
     if dry_run:
         _look(steps, where, as_json=False)
         return
-    with _errors(Console(stderr=True)):
+    with errors(Console(stderr=True)):
         for line in look([step for step in steps if step.name in selected], where):
             print_line(line, Console())
     from pipeline.cluster import connected
@@ -73,7 +59,7 @@ def run_command(
     from pipeline.view.trackers import trackers
 
     log = store.work / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{what.name}.log"
-    with quiet(log, verbose) as console, _errors(console, None if verbose else log):
+    with quiet(log, verbose) as console, errors(console, None if verbose else log):
         done = list(
             run(
                 steps, selected, where, store,
@@ -95,7 +81,7 @@ def show(
     rejects: Annotated[bool, typer.Option("--rejects", help="rows that made no pair instead, with the reason")] = False,
 ) -> None:
     """Show the artifacts of a recipe: facts, identity, provenance; or pairs as the model sees them."""
-    _, _, store, steps = _load(recipe, cluster, set_)
+    _, _, store, steps = load_all(recipe, cluster, set_)
     if pairs or rejects:
         _show_pairs(steps[0], store, pairs, rejects, as_json)
         return
@@ -120,7 +106,7 @@ def _show_pairs(step: Step, store: Store, pairs: int | None, rejects: bool, as_j
 
     console, config = Console(), step.config
     assert isinstance(config, ShardConfig)
-    with _errors(Console(stderr=True)):
+    with errors(Console(stderr=True)):
         made = step.state == State.HIT
         # A stage that stopped for its rejects has left them where it was at work, and these say why there are no pairs.
         folder = step.folder if made else store.draft(step.stage.name, step.fingerprint)
@@ -143,7 +129,7 @@ def _show_pairs(step: Step, store: Store, pairs: int | None, rejects: bool, as_j
 @app.command()
 def verify(recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = None) -> None:
     """Read every file of the recipe's artifacts and compare it with what the manifest says."""
-    *_, steps = _load(recipe, cluster, set_)
+    *_, steps = load_all(recipe, cluster, set_)
     bad = 0
     for step in steps:
         if step.state == State.NOT_NEEDED:
@@ -177,10 +163,10 @@ def submit(
     from pipeline.identity import Digests
     from pipeline.plan import identify
 
-    with _errors(Console(stderr=True)):
+    with errors(Console(stderr=True)):
         what, where = load(recipe, cluster, set_ or [])
         identities = identify(what, Digests(None))
-        last = _selected(only, from_, until, list(identities))[-1]
+        last = selected_of(only, from_, until, list(identities))[-1]
         identity = identities[last]
         options = [("--cluster", str(cluster)), *(("--set", each) for each in set_ or [])]
         options += [(f"--{key}", value) for key, value in (("only", only), ("from", from_), ("until", until)) if value]
@@ -193,54 +179,11 @@ def main() -> None:
     app()
 
 
-def _load(recipe: Path, cluster: Path, overrides: list[str] | None) -> tuple[Recipe, Cluster, Store, list[Step]]:
-    with _errors(Console(stderr=True)):
-        what, where = load(recipe, cluster, overrides or [])
-        store = Store.open(where.root, where.work)
-        return what, where, store, plan(what, store)
-
-
 def _look(steps: list[Step], where: Cluster, as_json: bool) -> None:
     """The plan, and then what a run would stop at."""
-    with _errors(Console(stderr=True)):
+    with errors(Console(stderr=True)):
         lines: list[str] = []
         try:
             lines = look(steps, where)
         finally:
             print_plan(steps, lines, as_json)
-
-
-def _selected(only: str | None, from_: str | None, until: str | None, names: list[str]) -> list[str]:
-    with _errors(Console(stderr=True)):
-        for name in filter(None, (only, from_, until)):
-            if name not in names:
-                raise RecipeError(f"there is no stage {name}; the stages are {', '.join(names)}")
-        if only and (from_ or until):
-            raise RecipeError("--only stands alone; --from and --until may be combined")
-        start, stop = names.index(only or from_ or names[0]), names.index(only or until or names[-1])
-        if start > stop:
-            raise RecipeError(f"--from {from_} comes after --until {until}")
-        return names[start : stop + 1]
-
-
-@contextmanager
-def _errors(console: Console, log: Path | None = None) -> Iterator[None]:
-    """What a user can mend is one message; all else is ours and keeps its traceback, in the log where there is one."""
-    try:
-        yield
-    except (RecipeError, ContractError, MissingArtifact) as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        raise typer.Exit(2) from None
-    except Exception as error:
-        if is_disk_full(error):
-            told = f"the disk is full: {error}. Make room under cluster.root; what is finished is kept: run it again"
-            console.print(f"[bold red]error:[/] {escape(told)}", soft_wrap=True, highlight=False)
-            raise typer.Exit(2) from None
-        if log is None:
-            raise
-        print(traceback.format_exc(), file=sys.stderr, flush=True)
-        lines = [line[:300] for line in str(error).splitlines() if line.strip()]
-        told = "\n  ".join([type(error).__name__, *(lines if len(lines) < 4 else [*lines[:2], "..", lines[-1]])])
-        console.print(f"[bold red]failed:[/] {escape(told)}", soft_wrap=True, highlight=False)
-        console.print(f"The whole log: {log}. What is finished is kept: run the same command to go on.", soft_wrap=True)
-        raise typer.Exit(1) from None
