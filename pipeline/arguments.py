@@ -15,7 +15,7 @@ from pipeline.plan import Step, plan
 from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster, Recipe
 from pipeline.store import Store
-from stages.errors import ContractError, MissingArtifact, RecipeError, is_disk_full
+from stages.errors import ContractError, MissingArtifact, Paused, RecipeError, is_disk_full
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="what to do: a YAML file, see configs/recipes/")]
 ClusterFile = Annotated[Path, typer.Option("--cluster", help="where: a YAML file, see configs/clusters/")]
@@ -57,6 +57,9 @@ def errors(console: Console, log: Path | None = None) -> Iterator[None]:
     except (RecipeError, ContractError, MissingArtifact) as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(2) from None
+    except Paused as error:
+        console.print(f"{error}. Run the same command without it to go on.", soft_wrap=True, highlight=False)
+        raise typer.Exit(0) from None
     except Exception as error:
         if is_disk_full(error):
             told = f"the disk is full: {error}. Make room under cluster.root; what is finished is kept: run it again"

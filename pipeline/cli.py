@@ -1,4 +1,4 @@
-"""raydpo: plan, run, show, verify, submit. What is heavy is imported only once there is work for it."""
+"""raydpo: plan, run, show, verify, submit, sweep. What is heavy is imported only once there is work for it."""
 
 import json
 import time
@@ -14,6 +14,7 @@ from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster
 from pipeline.runner import run
 from pipeline.store import Store, damage
+from pipeline.sweep.command import sweep_command
 from pipeline.view.tables import print_done, print_facts, print_line, print_plan
 from stages.artifacts import PreferencePairs
 from stages.errors import MissingArtifact
@@ -173,6 +174,9 @@ def submit(
         arguments = ["run", str(recipe), *(word for option in options for word in option)]
         metadata = {"stage": last, "fingerprint": identity.fingerprint}
         print(send(where, arguments, f"{last}-{identity.fingerprint[:12]}", metadata))
+
+
+app.command("sweep")(sweep_command)
 
 
 def main() -> None:

@@ -18,6 +18,10 @@ class MissingArtifact(FileNotFoundError):
     """A stage's input has not been made yet."""
 
 
+class Paused(Exception):
+    """A stage has stopped where it was told to; called again without that, it goes on."""
+
+
 def printable(text: str) -> str:
     """The same, with lone surrogates, which JSON and names of files may have and no stream takes, as escapes."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()

@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ class Bar:
 
 
 @contextmanager
-def bar(console: Console, name: str, trackers: Sequence[Tracker]) -> Iterator[Bar]:
+def bars(console: Console) -> Iterator[Callable[..., AbstractContextManager[Bar]]]:
+    """Bars under each other, for work that goes on side by side: a function that gives one by its name."""
     # They fit into 80 columns.
     columns = (
         TextColumn("{task.description:11}"),
@@ -78,9 +79,20 @@ def bar(console: Console, name: str, trackers: Sequence[Tracker]) -> Iterator[Ba
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
     )
-    try:
-        with Progress(*columns, console=console) as progress:
+
+    @contextmanager
+    def bar(name: str, trackers: Sequence[Tracker] = ()) -> Iterator[Bar]:
+        try:
             yield Bar(progress, name, trackers)
-    finally:
-        for tracker in trackers:
-            tracker.finish()
+        finally:
+            for tracker in trackers:
+                tracker.finish()
+
+    with Progress(*columns, console=console) as progress:
+        yield bar
+
+
+@contextmanager
+def bar(console: Console, name: str, trackers: Sequence[Tracker]) -> Iterator[Bar]:
+    with bars(console) as draw, draw(name, trackers) as drawn:
+        yield drawn

@@ -141,6 +141,7 @@ class TrainResources(Config):
     checkpoint_steps: Count | None = None  # save every so many steps; None: by time alone
     checkpoint_minutes: float = Field(15, gt=0)
     keep_checkpoints: Count = 2  # the newest, and besides the one of the best evaluation, by train.best_metric
+    pause_at: Count | None = None  # stop after this step, with a checkpoint, from which another run goes on
     cache: str | None = (
         None  # folder on each node's own disk, for three windows of pairs; None: the system's for scratch
     )

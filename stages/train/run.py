@@ -12,7 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.cpu_environment import CPU_ENVIRONMENT
-from stages.errors import ContractError, MissingArtifact, is_for_users, out_of_ray
+from stages.errors import ContractError, MissingArtifact, Paused, is_for_users, out_of_ray
 from stages.model_files import check_fits
 from stages.progress import Progress, Silent
 from stages.train.best import Best
@@ -38,7 +38,7 @@ def train(
 
     `logprobs` may be left out where the loss needs no reference, and are not read there. Raises RecipeError where the
     policy cannot take the pairs' length; ContractError where `logprobs` are not those of `pairs`, the loss cannot be
-    computed of them, a part is damaged, or the policy is not the reference at step 1.
+    computed of them, a part is damaged, or the policy is not the reference at step 1; Paused where `resources` say so.
     """
     made = pairs.manifest.facts
     check_fits(config.policy, made["longest"], made.get("largest_id", 0))
@@ -74,6 +74,9 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     steps = num_steps(num_pairs, config)
     _fit(Job(config, resources, pairs, logprobs, out, made["longest"]), steps, progress)
+    if not PolicyCheckpoint(out).policy.exists():
+        step = PolicyCheckpoint(out).metrics[-1]["step"]
+        raise Paused(f"training has paused after step {step} of {steps}, as cluster.train.pause_at says")
     facts = _facts(PolicyCheckpoint(out).metrics, config, steps, num_pairs)
     return facts | ({"without_margin": aside} if aside else {}) | ({"notices": notices} if notices else {})
 

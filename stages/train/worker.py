@@ -45,14 +45,20 @@ class Worker:
                 if done is None:
                     self._log({"step": 0} | self._first_look())
                 step = done or 0
-                while step < total and not self.best.says_stop(config):
+                while step < total and not self.best.says_stop(config) and not self._pauses(step):
                     step += 1
                     self._step(step, total)
             self.checkpoints.wait()
+            if self._pauses(step) and step < total and not self.best.says_stop(config):
+                trainer.close()
+                return
             if config.export == "best" and self.best.step not in (None, step):
                 self.checkpoints.load(self.best.step, trainer.model, trainer.optimizer)
             trainer.close()
             export_policy(self.job.out / "policy", trainer.model, config)
+
+    def _pauses(self, step: int) -> bool:
+        return self.job.resources.pause_at is not None and step >= self.job.resources.pause_at
 
     def _first_look(self) -> Metrics:
         """Before the first step. Raises ContractError where the metric that will be asked for is not there."""
@@ -74,7 +80,7 @@ class Worker:
             if value is not None:
                 self.best = self.best.after(step, value, config)
         self._log({"step": step} | metrics)
-        ends = step == total or self.best.says_stop(config)
+        ends = step == total or self.best.says_stop(config) or self._pauses(step)
         to_export = config.export == "best" and self.best.step == step
         if ends or self._is_due(step) or to_export:
             self.save(step, value)

@@ -1,0 +1,158 @@
+"""Runs the trials of a sweep: what they share once, then their trainings, of which the poor ones may be stopped."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.plan import State, Step, plan
+from pipeline.recipe.sections import Cluster
+from pipeline.runner import run
+from pipeline.store import Store
+from pipeline.sweep.grid import Trial
+from stages.artifacts import PolicyCheckpoint
+from stages.errors import ContractError, Paused, RecipeError
+from stages.progress import Progress
+from stages.train.best import score
+from stages.train.config import TrainConfig
+
+Draw = Callable[[str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True)
+class Result:
+    trial: Trial
+    step: Step  # its training
+    metrics: list[dict[str, Any]]  # of all steps so far
+    error: str | None = None  # why it could not go on
+
+    @property
+    def finished(self) -> bool:
+        return self.step.state == State.HIT
+
+    @property
+    def config(self) -> TrainConfig:
+        assert isinstance(self.step.config, TrainConfig)
+        return self.step.config
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """What the last look at held-out pairs said; nothing where none is held out."""
+        return next((line for line in reversed(self.metrics) if self.config.best_metric in line), {})
+
+
+def look_at(trial: Trial, store: Store) -> Result:
+    """How far the store is with a trial."""
+    step = next(each for each in plan(trial.recipe, store) if each.name == trial.trained.name)
+    folder = step.folder if step.state == State.HIT else store.draft("train", step.fingerprint)
+    try:
+        metrics = PolicyCheckpoint(folder).metrics
+    except FileNotFoundError:  # not begun
+        metrics = []
+    return Result(trial, step, metrics)
+
+
+def sweep(
+    trials: Sequence[Trial],
+    cluster: Cluster,
+    store: Store,
+    connect: Callable[[], AbstractContextManager[None]],
+    draw: Draw,
+    notify: Callable[[str], None],
+    at_once: int = 1,
+    rungs: Sequence[int] = (),
+) -> list[Result]:
+    """Train all trials, `at_once` of them beside each other; those that are finished are not made again.
+
+    At each step of `rungs` the worse half of those that are left is given up (successive halving; Jamieson and
+    Talwalkar, 2016, 1502.07943): their checkpoints stay. Raises RecipeError where they cannot be compared there.
+    """
+    _check_rungs(trials, rungs)
+    results = [look_at(trial, store) for trial in trials]
+    if all(each.finished for each in results):
+        return results
+    with connect():
+        for trial in trials:
+            steps = plan(trial.recipe, store)
+            last = [step.name for step in steps].index(trial.trained.name)
+            needed = [step.name for step in steps[:last] if step.state not in (State.HIT, State.NOT_NEEDED)]
+            if needed:
+                list(run(steps, needed, cluster, store, nullcontext, draw, notify))
+        left, errors = list(trials), {}
+        for rung in (*rungs, None):
+            errors |= _train(left, rung, cluster, store, draw, notify, at_once)
+            left = [trial for trial in left if trial.label not in errors]
+            if rung is not None:
+                left = _better_half([look_at(trial, store) for trial in left], rung)
+    return [replace(look_at(trial, store), error=errors.get(trial.label)) for trial in trials]
+
+
+def _train(
+    trials: Sequence[Trial], until: int | None, cluster: Cluster, store: Store, draw: Draw,
+    notify: Callable[[str], None], at_once: int,
+) -> dict[str, str]:  # fmt: skip
+    """To the end, or `until` a step. Returns why trials could not go on, by their labels: the others do."""
+    train = cluster.train.model_copy(update={"pause_at": until})
+    where = cluster.model_copy(update={"train": train})
+    errors: dict[str, str] = {}
+
+    def work(trial: Trial, steps: list[Step]) -> None:
+        try:
+            list(run(steps, [trial.trained.name], where, store, nullcontext, lambda _: draw(trial.label), notify))
+        except Paused:
+            pass
+        except (ContractError, RecipeError) as error:
+            errors[trial.label] = str(error)
+            notify(f"{trial.label} could not go on: {error}")
+
+    with ThreadPoolExecutor(at_once) as pool:
+        working = [
+            pool.submit(work, result.trial, plan(result.trial.recipe, store))
+            for result in (look_at(trial, store) for trial in trials)
+            if not result.finished and (until is None or _at(result, until) is None)
+        ]
+        try:
+            for each in working:
+                each.result()
+        except BaseException:
+            for each in working:
+                each.cancel()
+            raise
+    return errors
+
+
+def _better_half(results: list[Result], rung: int) -> list[Trial]:
+    """Rounded up, in their order; the first of those that are equal."""
+
+    def rank(index: int) -> float:
+        value = _at(results[index], rung)
+        return score(value, results[index].config) if value is not None and value == value else float("inf")
+
+    best = sorted(range(len(results)), key=rank)[: -(-len(results) // 2)]
+    return [results[index].trial for index in sorted(best)]
+
+
+def _at(result: Result, step: int) -> float | None:
+    """The metric that is asked for at a step; at its last one of a training that stopped earlier."""
+    lines = [line for line in result.metrics if line["step"] <= step and result.config.best_metric in line]
+    reached = result.finished or (result.metrics and result.metrics[-1]["step"] >= step)
+    return lines[-1][result.config.best_metric] if lines and reached else None
+
+
+def _check_rungs(trials: Sequence[Trial], rungs: Sequence[int]) -> None:
+    if list(rungs) != sorted(set(rungs)):
+        raise RecipeError(f"--rungs {','.join(map(str, rungs))} are not steps in rising order")
+    metrics = {trial.recipe.train.best_metric for trial in trials}
+    if rungs and len(metrics) > 1:
+        raise RecipeError(
+            f"--rungs compares trials by train.best_metric, and theirs differ: {', '.join(sorted(metrics))}"
+        )
+    for trial in trials if rungs else ():
+        every = trial.recipe.train.eval_steps
+        if not every or any(rung % every for rung in rungs):
+            raise RecipeError(
+                f"--rungs compares trials by {trial.recipe.train.best_metric}, and {trial.label} looks at held-out "
+                f"pairs every {every} steps alone (train.eval_steps). Set it to a divisor of "
+                f"{', '.join(map(str, rungs))}"
+            )

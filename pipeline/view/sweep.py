@@ -1,0 +1,85 @@
+"""What a sweep looks like: a table of its trials, and a figure of how each went."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.sweep.trials import Result
+from pipeline.view.tables import figure
+from stages.train.best import score
+
+_SHOWN = ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins")
+
+
+def plain(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """A row a trial: its fields, how far it is, where its policy lies, and what was last said of held-out pairs."""
+    return [
+        {
+            "set": result.trial.fields,
+            "state": _state(result),
+            "fingerprint": result.step.fingerprint,
+            "path": str(result.step.folder),
+            "metrics": {key: value for key, value in result.last.items() if key == "step" or key.startswith("eval/")},
+        }
+        | ({"error": result.error} if result.error else {})
+        for result in results
+    ]
+
+
+def print_results(results: Sequence[Result], console: Console, as_json: bool) -> None:
+    """The best first, by train.best_metric."""
+    if as_json:
+        print(json.dumps(plain(results), indent=1))
+        return
+    names = list(results[0].trial.fields)
+    metrics = dict.fromkeys([results[0].config.best_metric, *_SHOWN])
+    shown = [name for name in metrics if any(name in result.last for result in results)]
+    table = Table(*names, "state", *(name.removeprefix("eval/") for name in shown), "policy")
+    for result in sorted(results, key=_rank):
+        values = [figure(result.last[name]) if name in result.last else "" for name in shown]
+        table.add_row(
+            *(escape(str(result.trial.fields[name])) for name in names),
+            _state(result),
+            *values,
+            result.step.folder.name,
+        )
+    console.print(table)
+
+
+def draw(results: Sequence[Result], folder: Path) -> None:
+    """sweep-light.png and sweep-dark.png: train.best_metric against steps, a line a trial."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    metric = results[0].config.best_metric
+    for name, style in (("light", "default"), ("dark", "dark_background")):
+        with plt.style.context(style):
+            drawn, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+            for result in results:
+                lines = [line for line in result.metrics if metric in line]
+                steps, values = [line["step"] for line in lines], [line[metric] for line in lines]
+                axes.plot(steps, values, marker="o", markersize=3, label=result.trial.label)
+            axes.set(xlabel="step", ylabel=metric)
+            axes.legend(fontsize="small")
+            drawn.savefig(folder / f"sweep-{name}.png", dpi=150)
+            plt.close(drawn)
+
+
+def _state(result: Result) -> str:
+    if result.error:
+        return "failed"
+    if result.finished:
+        return "done"
+    return f"stopped at step {result.metrics[-1]['step']}" if result.metrics else "not begun"
+
+
+def _rank(result: Result) -> tuple[bool, float]:
+    value = result.last.get(result.config.best_metric)
+    return not result.finished, score(value, result.config) if value is not None else float("inf")

@@ -1,0 +1,128 @@
+"""Sweeps: what a grid makes, and that its trials are the runs that each would be by itself."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Project, make_project
+
+from pipeline.identity import Digests
+from pipeline.recipe.sections import Cluster
+from pipeline.store import Store
+from pipeline.sweep.grid import Trial, trials
+from pipeline.sweep.trials import Result, sweep
+from pipeline.view.sweep import draw, plain
+from stages.artifacts import PolicyCheckpoint
+from stages.errors import RecipeError
+from stages.progress import Silent
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project:
+    project = make_project(tmp_path_factory.mktemp("sweep"), tiny_model)
+    recipe = yaml.safe_load(project.recipe.read_text())
+    recipe["train"] |= {"max_steps": 4, "eval_steps": 2}
+    project.recipe.write_text(yaml.safe_dump(recipe))
+    return project
+
+
+def grid(project: Project, *words: str, set_: tuple[str, ...] = ()) -> tuple[list[Trial], Cluster]:
+    return trials(project.recipe, project.cluster, set_, words, Digests(None))
+
+
+def test_every_combination_is_a_trial(project: Project) -> None:
+    found, _ = grid(project, "train.loss.beta=0.05, 0.1,3e-1", "train.loss=dpo,ipo", set_=("train.lr=1e-4",))
+    assert [trial.label for trial in found] == [
+        f"train.loss.beta={beta} train.loss={loss}" for beta in (0.05, 0.1, 0.3) for loss in ("dpo", "ipo")
+    ]
+    assert [trial.recipe.train.loss.beta for trial in found] == [0.05, 0.05, 0.1, 0.1, 0.3, 0.3]
+    assert len({trial.trained.fingerprint for trial in found}) == 6
+    assert {trial.recipe.train.lr for trial in found} == {1e-4}
+    sections, _ = grid(project, "train.loss={name: dpo, beta: 0.2},{name: ipo}")
+    assert sections[0].recipe.train.loss.beta == 0.2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train.loss.beta",), "is not key=value,value"),
+        (("train.loss.beta=",), "a value is missing"),
+        (("train.loss.beta=0.1,,0.2",), "is not YAML|a value is missing"),
+        (("train.loss.beta=[0.1",), "is not YAML"),
+        (("train.loss.beta=0.1", "train.loss.beta=0.2"), r"names train\.loss\.beta twice.*=A,B"),
+        (("train.loss.beta=0.1,0.10",), "two trials of the grid train the same policy.*Leave one out"),
+        (("cluster.train.workers=1,2",), "changes no result"),
+        (("train.loss.betas=0.1",), r"train\.loss\.beta\b"),
+        (("train.lr=fast",), r"train\.lr"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(words: tuple[str, ...], message: str, project: Project) -> None:
+    with pytest.raises(RecipeError, match=re.compile(message, re.DOTALL)):
+        grid(project, *words)
+
+
+def swept(found: list[Trial], where: Cluster, draw: Any, rungs: tuple[int, ...] = ()) -> list[Result]:
+    store = Store.open(where.root, where.work)
+    return sweep(found, where, store, nullcontext, draw, print, rungs=rungs)
+
+
+class Killed(BaseException):
+    """What ends a process between two steps."""
+
+
+@contextmanager
+def killed_in_training(name: str) -> Iterator[Silent]:
+    class Progress(Silent):
+        def advance(self, done: int, **_: Any) -> None:
+            if name.startswith("train.lr=0.003") and done:
+                raise Killed
+
+    yield Progress()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_trials_are_the_runs_they_would_be(project: Project, tiny_model: Path, tmp_path: Path) -> None:
+    """Killed in the second trial and run again; of three the worst is given up at step 2. The winner is compared with
+    a run of its own that knows of no sweep."""
+    words = "train.lr=1e-3,3e-3,1e-9"
+    found, where = grid(project, words)
+    with pytest.raises(Killed):
+        swept(found, where, killed_in_training)
+    drawn: list[str] = []
+
+    @contextmanager
+    def noted(name: str) -> Iterator[Silent]:
+        drawn.append(name)
+        yield Silent()
+
+    results = swept(found, where, noted, rungs=(2,))
+    assert "shard" not in drawn
+    assert "score" not in drawn  # made once, before
+    assert [result.finished for result in results] == [True, True, False]
+    assert results[2].metrics[-1]["step"] == 2
+    again = swept(found, where, noted, rungs=(2,))
+    assert plain(again) == plain(results)
+    alone = make_project(tmp_path, tiny_model)
+    alone.recipe.write_text(project.recipe.read_text())
+    run = alone.run("train.lr=3e-3")["train"].step
+    assert run.fingerprint == results[1].step.fingerprint
+    expected = PolicyCheckpoint(run.folder).metrics
+    for ours, theirs in zip(results[1].metrics, expected, strict=True):
+        for name in ("loss", "batch", "grad_norm", "eval/loss"):
+            assert ours.get(name) == theirs.get(name), name
+    draw(results, tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"sweep-light.png", "sweep-dark.png"}
+    json.dumps(plain(results))
+
+
+def test_rungs_need_a_look_at_held_out_pairs(project: Project) -> None:
+    found, where = grid(project, "train.lr=1e-3,2e-3")
+    with pytest.raises(RecipeError, match=r"every 2 steps alone.*Set it to a divisor of 3"):
+        swept(found, where, lambda _: nullcontext(Silent()), rungs=(3,))
+    with pytest.raises(RecipeError, match="rising order"):
+        swept(found, where, lambda _: nullcontext(Silent()), rungs=(4, 2))
