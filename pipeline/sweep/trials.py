@@ -1,7 +1,7 @@
 """Runs the trials of a sweep: what they share once, then their trainings, of which the poor ones may be stopped."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,7 +79,7 @@ def sweep(
             needed = [step.name for step in steps[:last] if step.state not in (State.HIT, State.NOT_NEEDED)]
             if needed:
                 list(run(steps, needed, cluster, store, nullcontext, draw, notify))
-        left, errors = list(trials), {}
+        left, errors = list(trials), dict[str, str]()
         for rung in (*rungs, None):
             errors |= _train(left, rung, cluster, store, draw, notify, at_once)
             left = [trial for trial in left if trial.label not in errors]
@@ -106,19 +106,23 @@ def _train(
             errors[trial.label] = str(error)
             notify(f"{trial.label} could not go on: {error}")
 
+    looked = (look_at(trial, store) for trial in trials)
+    todo = [
+        (result.trial, plan(result.trial.recipe, store))
+        for result in looked
+        if not result.finished and (until is None or _at(result, until) is None)
+    ]
+    if at_once == 1:  # where an interrupt reaches it
+        for each in todo:
+            work(*each)
+        return errors
     with ThreadPoolExecutor(at_once) as pool:
-        working = [
-            pool.submit(work, result.trial, plan(result.trial.recipe, store))
-            for result in (look_at(trial, store) for trial in trials)
-            if not result.finished and (until is None or _at(result, until) is None)
-        ]
-        try:
-            for each in working:
-                each.result()
-        except BaseException:
-            for each in working:
-                each.cancel()
-            raise
+        working = [pool.submit(work, *each) for each in todo]
+        done, left = wait(working, return_when=FIRST_EXCEPTION)
+        for future in left:
+            future.cancel()
+        for future in done:
+            future.result()
     return errors
 
 
