@@ -121,8 +121,13 @@ def ray_cluster() -> Iterator[str]:
     from ray.cluster_utils import Cluster as Nodes
 
     # As `ray.init` starts one, but for the port of its job agent: of two clusters on a machine the second has no agent
-    # where both want Ray's default.
-    head = {"num_cpus": os.cpu_count(), "include_dashboard": True, "dashboard_agent_listen_port": 0}
+    # where both want Ray's default. `ray.init` gives no port for the dashboard either: then one that is free is taken.
+    head = {
+        "num_cpus": os.cpu_count(),
+        "include_dashboard": True,
+        "dashboard_agent_listen_port": 0,
+        "dashboard_port": None,
+    }
     nodes = Nodes(initialize_head=True, head_node_args=head | {"object_store_memory": 2**30})
     with connected(Cluster(address=nodes.address), verbose=False):
         yield nodes.address
