@@ -124,7 +124,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
 
 
 def check_raydpo(words: list[str], checkout: Path) -> None:
-    """`run` as far as its plan, `submit` as far as the dashboard, the others wholly, on a root that is empty."""
+    """`run` and `sweep` as far as their plans, `submit` as far as the dashboard, the others wholly, on a root that is empty."""
     _, command, *arguments = words
     if not arguments:  # named in the text
         assert command in COMMANDS, f"there is no raydpo {command}"
@@ -135,9 +135,10 @@ def check_raydpo(words: list[str], checkout: Path) -> None:
         "show": (0, "{}" if "--json" in arguments else "train: miss: never made"),
         "verify": (1, "train: miss: never made"),
         "show pairs": (2, "there are no pairs yet: shard is a miss"),
+        "sweep": (0, "not begun"),
         "submit": (2, f"no Ray dashboard answers at {NOBODY}"),
     }["show pairs" if "--pairs" in arguments else command]
-    dry = ["--dry-run"] if command == "run" else []
+    dry = ["--dry-run"] if command in ("run", "sweep") else []
     done = run([sys.executable, "-m", "pipeline", command, *arguments, *dry], checkout)
     told = done.stdout + done.stderr
     assert done.returncode == status, told
