@@ -2,17 +2,23 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 import yaml
+from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
 from pipeline.cluster import connected
@@ -36,6 +42,7 @@ os.environ |= {
     "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/inductor-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how long a run that has ended is waited for
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process of each run, that only e2e/test_survival.py needs
     # Worker processes that have imported what a stage needs are kept for the next test, not for a second.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_num_workers_soft_limit": "8",
@@ -134,6 +141,28 @@ def ray_cluster() -> Iterator[str]:
     nodes.shutdown()
 
 
+@contextmanager
+def slowed(processes: Sequence[int]) -> Iterator[None]:
+    """They stand still for most of the time, so that work is left when what takes Ray seconds has happened."""
+    done = Event()
+
+    def slow() -> None:
+        while not done.is_set():
+            for number in (signal.SIGSTOP, signal.SIGCONT):
+                for pid in processes:
+                    with suppress(ProcessLookupError):  # it has ended
+                        os.kill(pid, number)
+                time.sleep(0.3 if number == signal.SIGSTOP else 0.03)
+
+    with ThreadPoolExecutor(1) as pool:
+        slowing = pool.submit(slow)
+        try:
+            yield
+        finally:
+            done.set()
+    slowing.result()
+
+
 @pytest.fixture
 def alone() -> Iterator[None]:
     """A process group of this process by itself, for ranks without Ray."""
@@ -213,9 +242,19 @@ def make_project(folder: Path, model: Path, num_triples: int = 40) -> Project:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_cluster: str) -> Project:  # noqa: ARG001
-    """A project whose three stages have run. Tests read it, and write no artifact of its own recipe."""
-    project = make_project(tmp_path_factory.mktemp("trained"), tiny_model)
-    project.run()
+    """A project whose three stages have run. Tests read it, and write no artifact of its own recipe.
+
+    The first of pytest's processes makes it; each has a copy.
+    """
+    project, made = make_project(tmp_path_factory.mktemp("trained"), tiny_model), tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        made = made.parent
+    with FileLock(made / "made.lock"):
+        if not (made / "made").exists():
+            project.run()
+            shutil.copytree(project.folder / "runs", made / "being made")
+            (made / "being made").rename(made / "made")
+    shutil.copytree(made / "made", project.folder / "runs", dirs_exist_ok=True)
     return project
 
 

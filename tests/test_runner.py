@@ -1,6 +1,8 @@
 """What is a hit, what is a miss, and why."""
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 from conftest import Project
@@ -36,17 +38,17 @@ def test_only_the_changed_stage_runs(trained: Project) -> None:
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
-def test_a_missing_part_makes_a_partial_artifact_that_a_run_completes(trained: Project) -> None:
-    # bfloat16 gives this test an artifact of its own.
-    (done,) = trained.run("score.dtype=bfloat16", stages=["score"]).values()
-    part = done.step.folder / "part-00002.parquet"
-    content = part.read_bytes()
-    part.unlink()
-    step = trained.plan("score.dtype=bfloat16")["score"]
+def test_a_missing_part_makes_a_partial_artifact_that_a_run_completes(trained: Project, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder / "runs", tmp_path / "runs")
+    elsewhere = f"cluster.root={tmp_path / 'runs'}"
+    step = trained.plan(elsewhere)["score"]
+    content = (step.folder / "part-00002.parquet").read_bytes()
+    (step.folder / "part-00002.parquet").unlink()
+    step = trained.plan(elsewhere)["score"]
     assert (step.state, step.why) == ("partial", "part-00002.parquet is missing")
-    trained.run("score.dtype=bfloat16", stages=["score"])
-    assert part.read_bytes() == content
-    assert trained.plan("score.dtype=bfloat16")["score"].state == "hit"
+    trained.run(elsewhere, stages=["score"])
+    assert (step.folder / "part-00002.parquet").read_bytes() == content
+    assert trained.plan(elsewhere)["score"].state == "hit"
 
 
 def test_a_stage_without_its_input_says_what_to_run(trained: Project) -> None:

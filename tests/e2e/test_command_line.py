@@ -15,7 +15,9 @@ import pytest
 import requests
 import yaml
 from conftest import ROOT, Project, make_project
+from typer.testing import CliRunner, Result
 
+from pipeline.cli import app
 from pipeline.cluster import submit
 from pipeline.recipe.load import load
 from stages.artifacts import PolicyCheckpoint
@@ -28,6 +30,11 @@ def command(*arguments: object) -> list[str]:
 
 def raydpo(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def here(*arguments: object) -> Result:
+    """In this process: what asks no cluster is the same, and starts sooner."""
+    return CliRunner().invoke(app, [*map(str, arguments)])
 
 
 def options(project: Project) -> tuple[object, ...]:
@@ -78,24 +85,24 @@ def test_run_shows_one_table_and_a_second_run_does_nothing(project: Project) -> 
     assert second.stdout.count(" hit ") == 3
     assert time.perf_counter() - began < 10
 
-    shown = json.loads(raydpo("show", *options(project), "--json").stdout)
+    shown = json.loads(here("show", *options(project), "--json").stdout)
     assert shown["train"]["facts"]["steps"] == 6
     assert shown["score"]["payload"]["inputs"]["pairs"] == shown["shard"]["fingerprint"]
-    planned = json.loads(raydpo("plan", *options(project), "--set", "train.loss.beta=0.2", "--json").stdout)
+    planned = json.loads(here("plan", *options(project), "--set", "train.loss.beta=0.2", "--json").stdout)
     assert [row["state"] for row in planned] == ["hit", "hit", "miss"]
     assert "train.loss.beta: 0.1 -> 0.2" in planned[2]["why"]
 
     part = Path(shown["score"]["path"]) / "part-00001.parquet"
-    assert raydpo("verify", *options(project)).returncode == 0
+    assert here("verify", *options(project)).exit_code == 0
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
-    verified = raydpo("verify", *options(project))
-    assert verified.returncode == 1
+    verified = here("verify", *options(project))
+    assert verified.exit_code == 1
     assert "part-00001.parquet has another content than when it was made. Delete it and run" in verified.stdout
     part.unlink()
     assert raydpo("run", *options(project), "--only", "score").returncode == 0
-    assert raydpo("verify", *options(project)).returncode == 0
+    assert here("verify", *options(project)).exit_code == 0
 
 
 def test_a_cluster_that_is_not_named_is_not_joined(ray_cluster: str) -> None:
@@ -165,8 +172,8 @@ def test_a_submitted_job_runs_once(project: Project) -> None:
         time.sleep(0.5)
     assert status == "SUCCEEDED", client.get_job_logs(sent.stdout.strip())
     assert project.plan()["shard"].state == "hit"
-    relative = raydpo(*arguments, "--set", "cluster.root=runs")
-    assert relative.returncode == 2
+    relative = here(*arguments, "--set", "cluster.root=runs")
+    assert relative.exit_code == 2
     assert "cluster.root runs is relative" in relative.stderr
 
 
@@ -177,18 +184,29 @@ def test_a_submitted_job_runs_once(project: Project) -> None:
         (["--set", "train.loss.betta=0.2"], "train.loss.betta: no such key; did you mean beta?"),
         (["--set", "shard.columns.chosen=better"], "has no column 'better'; it has 'prompt', 'chosen', 'rejected'"),
         (["--set", "shard.max_length=512"], "takes at most 256 tokens. Set shard.max_length to 256 or less"),
-        (["--only", "train"], "train needs PreferencePairs"),
         (["--only", "grade"], "there is no stage grade; the stages are shard, score, train"),
         (["--set", "cluster.root=/proc/raydpo"], "the root /proc/raydpo cannot be written"),
-        (["--set", "cluster.address=127.0.0.1:1"], "no Ray cluster answers at cluster.address 127.0.0.1:1"),
     ],
 )
 def test_bad_input_is_one_message(project: Project, arguments: list[str], message: str) -> None:
+    result = here("run", *options(project), *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "train"], "train needs PreferencePairs"),
+        (["--set", "cluster.address=127.0.0.1:1"], "no Ray cluster answers at cluster.address 127.0.0.1:1"),
+    ],
+)
+def test_what_a_run_itself_finds_is_one_message(project: Project, arguments: list[str], message: str) -> None:
     result = raydpo("run", *options(project), *arguments)
     assert result.returncode == 2, result.stdout + result.stderr
-    said = (result.stdout + result.stderr).strip()
-    assert message in said
-    assert "Traceback" not in said
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
 
 
 def test_more_workers_than_the_machine_has_is_said_at_once(tmp_path: Path, tiny_model: Path) -> None:
@@ -198,8 +216,8 @@ def test_more_workers_than_the_machine_has_is_said_at_once(tmp_path: Path, tiny_
 
 
 def test_missing_recipe_file() -> None:
-    result = raydpo("plan", "configs/recipes/nothing.yaml")
-    assert result.returncode == 2
+    result = here("plan", "configs/recipes/nothing.yaml")
+    assert result.exit_code == 2
     assert "there is no file configs/recipes/nothing.yaml" in result.stderr
 
 

@@ -59,46 +59,21 @@ def steps_of(project: Project, store: Store) -> dict[str, Step]:
     return {step.name: step for step in plan(load(project.recipe, project.cluster, [])[0], store)}
 
 
-def test_artifacts_may_lie_in_object_storage(
-    s3: dict[str, str], trained: Project, tiny_model: Path, ray_cluster: str, tmp_path: Path
-) -> None:
-    project, work = make_project(tmp_path, tiny_model), tmp_path / "work"
-    root = f"s3://{BUCKET}/team"
-    cluster = {"root": root, "work": str(work), "address": ray_cluster, "env_vars": s3}
-    project.cluster.write_text(yaml.safe_dump(cluster))
-    raydpo(project)
-    assert raydpo(project).count(" hit ") == 3
-
-    store, expected = Store.open(root, str(work)), trained.plan()
-    steps = steps_of(project, store)
-    assert steps["score"].manifest.files == expected["score"].manifest.files
-    weights = [
-        next(file for file in each["train"].manifest.files if file.name == "policy/model.safetensors")
-        for each in (steps, expected)
-    ]
-    assert weights[0] == weights[1]
-    for step in steps.values():
-        assert not store.draft(step.stage.name, step.fingerprint).exists()
-    copy = store.on_disk(PolicyCheckpoint(steps["train"].folder).policy)
-    assert storage.sizes(copy) == storage.sizes(PolicyCheckpoint(expected["train"].folder).policy)
-
-    lost = next(key for key in objects() if "/score/" in key and key.endswith("part-00002.parquet"))
-    boto3.client("s3").delete_object(Bucket=BUCKET, Key=lost)
-    partial = steps_of(project, store)["score"]
-    assert (partial.state, partial.why) == ("partial", "part-00002.parquet is missing")
-    raydpo(project, "--only", "score")
-    assert steps_of(project, store)["score"].manifest.files == expected["score"].manifest.files
-
-
 def put(name: str, data: bytes) -> str:
     boto3.client("s3").put_object(Bucket=BUCKET, Key=name, Body=data)
     return f"s3://{BUCKET}/{name}"
 
 
-def test_triples_and_models_may_lie_in_object_storage(
-    s3: dict[str, str], trained: Project, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_triples_models_and_artifacts_may_lie_in_object_storage(
+    s3: dict[str, str],
+    trained: Project,
+    tiny_model: Path,
+    ray_cluster: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cache = tmp_path / "cache"
+    """One run of all three stages, on a cluster of its own, whose workers have the environment."""
+    cache, work, root = tmp_path / "cache", tmp_path / "work", f"s3://{BUCKET}/team"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     project = make_project(tmp_path, tiny_model)
     content = yaml.safe_load(project.recipe.read_text())
@@ -108,25 +83,43 @@ def test_triples_and_models_may_lie_in_object_storage(
         put(f"models/tiny/{file.name}", file.read_bytes())
     content["model"] = f"s3://{BUCKET}/models/tiny"
     project.recipe.write_text(yaml.safe_dump(content))
+    environment = s3 | {"XDG_CACHE_HOME": str(cache)}
+    project.cluster.write_text(yaml.safe_dump({"root": root, "work": str(work), "env_vars": environment}))
 
-    before = project.plan()
+    store = Store.open(root, str(work))
+    before = steps_of(project, store)
     assert {step.state for step in before.values()} == {"miss"}
     assert not cache.exists()  # a plan fetches nothing
-    assert before["shard"].fingerprint == project.plan()["shard"].fingerprint
-    environment = s3 | {"XDG_CACHE_HOME": str(cache)}
-    project.cluster.write_text(yaml.safe_dump({"root": str(tmp_path / "runs"), "env_vars": environment}))
-    raydpo(project)  # with a cluster of its own, whose workers have the environment
-    steps, expected = project.plan(), trained.plan()
+    assert before["shard"].fingerprint == steps_of(project, store)["shard"].fingerprint
+    raydpo(project)
+    steps, expected = steps_of(project, store), trained.plan()
+    assert {step.state for step in steps.values()} == {"hit"}
     parts = [
         [file for file in each["shard"].manifest.files if file.name.startswith("part")] for each in (steps, expected)
     ]
     assert [file.rows for file in parts[0]] == [file.rows for file in parts[1]]
     assert steps["score"].manifest.files == expected["score"].manifest.files
+    weights = [
+        next(file for file in each["train"].manifest.files if file.name == "policy/model.safetensors")
+        for each in (steps, expected)
+    ]
+    assert weights[0] == weights[1]
+    for step in steps.values():
+        assert not store.draft(step.stage.name, step.fingerprint).exists()
     tokenizers = [folder for folder in cache.glob("raydpo/objects/*/") if (folder / "tokenizer.json").exists()]
     assert sorted((folder / "model.safetensors").exists() for folder in tokenizers) == [False, True]
+    copy = store.on_disk(PolicyCheckpoint(steps["train"].folder).policy)
+    assert storage.sizes(copy) == storage.sizes(PolicyCheckpoint(expected["train"].folder).policy)
+
+    lost = next(key for key in objects() if "/score/" in key and key.endswith("part-00002.parquet"))
+    boto3.client("s3").delete_object(Bucket=BUCKET, Key=lost)
+    partial = steps_of(project, store)["score"]
+    assert (partial.state, partial.why) == ("partial", "part-00002.parquet is missing")
+    raydpo(project, "--only", "score", "--set", f"cluster.address={ray_cluster}")
+    assert steps_of(project, store)["score"].manifest.files == expected["score"].manifest.files
 
     put("pairs/triples.jsonl.gz", gzip.compress(triples * 2))
-    assert project.plan()["shard"].state == "miss"
+    assert steps_of(project, store)["shard"].state == "miss"
     with pytest.raises(RecipeError, match=r"triples\.jsonl\.gz has changed since this run was planned\. Run again"):
         storage.entries(before["shard"].config.source)
 

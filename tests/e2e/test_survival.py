@@ -27,8 +27,9 @@ from stages.train.job import Job
 def make(folder: Path, model: Path, trained: Project, address: str, steps: int, **resources: object) -> Project:
     """A project that wants `steps` small steps on the cluster at `address`, and has what they need from `trained`."""
     project = make_project(folder, model)
-    for stage in ("shard", "score"):
-        shutil.copytree(trained.folder / "runs" / stage, folder / "runs" / stage)
+    for stage, step in trained.plan().items():
+        if stage != "train":
+            shutil.copytree(step.folder, folder / step.folder.relative_to(trained.folder))
     recipe = yaml.safe_load(project.recipe.read_text())
     recipe["train"] |= {"max_steps": steps, "epochs": 9999}
     project.recipe.write_text(yaml.safe_dump(recipe))
@@ -41,6 +42,7 @@ def start(project: Project, said: Path) -> subprocess.Popen:
     arguments = ["run", str(project.recipe), "--cluster", str(project.cluster), "--only", "train"]
     # How long Ray waits for a place on a node of whose death it has not heard yet, and how often it asks for notices.
     env = os.environ | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
+    env |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"}
     with said.open("w") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT
