@@ -14,7 +14,6 @@ from typing import Any
 from pipeline.recipe.sections import Cluster
 from stages import storage
 from stages.errors import RecipeError
-from stages.train.config import Elastic
 
 CODE = Path(__file__).parents[1]  # the checkout: it holds pipeline/ and stages/
 _NOT_CODE = ["/.git/", "/.venv/", "/.models/", "/runs/", "/tests/", "/infra/"]
@@ -60,11 +59,9 @@ def check_fits(cluster: Cluster, have: dict[str, float]) -> None:
 
     Raises RecipeError. What `have` does not name is not checked.
     """
-    workers = cluster.train.workers
-    least = workers.min if isinstance(workers, Elastic) else workers
     for field, count, resources in (
         ("score.actors", cluster.score.actors, (cluster.score.cpus_per_actor, cluster.score.gpus_per_actor)),
-        ("train.workers", least, (cluster.train.cpus_per_worker, cluster.train.gpus_per_worker)),
+        ("train.workers", cluster.train.fewest_workers, (cluster.train.cpus_per_worker, cluster.train.gpus_per_worker)),
     ):
         for kind, each in zip(("CPU", "GPU"), resources, strict=True):
             if count * each > have.get(kind, math.inf):

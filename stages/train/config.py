@@ -153,11 +153,23 @@ class TrainResources(Config):
 
     @model_validator(mode="after")
     def _workers_in_multiples(self) -> "TrainResources":
-        multiple, workers = math.lcm(self.shard_size or 1, self.context_parallel), self.workers
-        for count in (workers.min, workers.max) if isinstance(workers, Elastic) else (workers,):
-            if count % multiple:
+        for count in (self.fewest_workers, self.most_workers):
+            if count % self.multiple:
                 raise ValueError(
                     f"{count} workers cannot be divided by shard_size {self.shard_size} and context_parallel "
-                    f"{self.context_parallel}: give a multiple of {multiple}"
+                    f"{self.context_parallel}: give a multiple of {self.multiple}"
                 )
         return self
+
+    @property
+    def fewest_workers(self) -> int:
+        return self.workers.min if isinstance(self.workers, Elastic) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers.max if isinstance(self.workers, Elastic) else self.workers
+
+    @property
+    def multiple(self) -> int:
+        """Of which the number of workers has to be one."""
+        return math.lcm(self.shard_size or 1, self.context_parallel)

@@ -6,7 +6,7 @@ Llama's layer. Compiled layers keep less.
 
 from dataclasses import dataclass, fields
 
-from stages.train.config import Elastic, TrainConfig, TrainResources
+from stages.train.config import TrainConfig, TrainResources
 from stages.train.memory.sizes import Sizes
 
 CHUNK = 2**26  # logits that exist at a time (stages/logps/head.py)
@@ -53,8 +53,7 @@ def bill(sizes: Sizes, config: TrainConfig, resources: TrainResources, tokens: i
 
 def shards(resources: TrainResources) -> int:
     """Workers that hold one copy of the weights between them; of an elastic run the fewest."""
-    workers = resources.workers
-    return resources.shard_size or (workers.min if isinstance(workers, Elastic) else workers)
+    return resources.shard_size or resources.fewest_workers
 
 
 def moments(optimizer: str) -> float:

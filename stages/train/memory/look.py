@@ -22,8 +22,7 @@ def look(config: TrainConfig, resources: TrainResources, longest: int, on_this_m
     if sizes is None:
         return []
     found, has = bill(sizes, config, resources, tokens(resources, longest)), memory_of(resources, on_this_machine)
-    workers = resources.workers.min if isinstance(resources.workers, Elastic) else resources.workers
-    lines = [f"train takes about {_gb(found.total)} GB of each worker, of {workers}: {parts(found)}"]
+    lines = [f"train takes about {_gb(found.total)} GB of each worker, of {resources.fewest_workers}: {parts(found)}"]
     if has is not None and found.total > has:
         ways = [f"{change} ({_gb(total)} GB)" for change, total in remedies(sizes, config, resources, longest, has)]
         told = f"Any of these makes it fit: {'; '.join(ways)}" if ways else "No field alone makes it fit: add workers"
@@ -51,8 +50,7 @@ def memory_of(resources: TrainResources, on_this_machine: bool) -> float | None:
     if resources.gpus_per_worker or not on_this_machine or not path.exists():
         return None
     kilobytes = next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith("MemTotal"))
-    workers = resources.workers.min if isinstance(resources.workers, Elastic) else resources.workers
-    return kilobytes * 1024 / workers
+    return kilobytes * 1024 / resources.fewest_workers
 
 
 def remedies(

@@ -1,7 +1,5 @@
 """Who among the ranks holds which shards of the weights, and who computes which pairs, or which tokens of them."""
 
-import math
-
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -32,11 +30,10 @@ class Mesh:
 
 def check_world(world: int, resources: TrainResources) -> None:
     """Raises RecipeError where so many ranks cannot be divided as `resources` say."""
-    multiple = math.lcm(resources.shard_size or 1, resources.context_parallel)
-    if world % multiple:
+    if world % resources.multiple:
         raise RecipeError(
             f"{world} workers cannot be divided by cluster.train.shard_size {resources.shard_size} and "
-            f"context_parallel {resources.context_parallel}: their number must be a multiple of {multiple}. In an "
-            "elastic run nodes must have room for as many, or these fields be left out; its checkpoints stay, and any "
-            "number of workers takes them up"
+            f"context_parallel {resources.context_parallel}: their number must be a multiple of "
+            f"{resources.multiple}. In an elastic run nodes must have room for as many, or these fields be left out; "
+            "its checkpoints stay, and any number of workers takes them up"
         )
