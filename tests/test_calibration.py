@@ -84,6 +84,19 @@ def test_a_planted_fault_is_named(
         judge(Differences(cached, live), Acceptance(max_token_difference=1e-4), exact=True)
 
 
+def test_a_router_may_move_a_few_tokens_far() -> None:
+    chance = np.random.default_rng(0)
+    live = [-5 * chance.random(100) for _ in range(20)]
+    flipped = [values + np.where(np.arange(100) == 50, 2.0, 0.01 * chance.standard_normal(100)) for values in live]
+    accept = Acceptance(max_token_difference=0.1)
+    assert "warning" in judge(Differences(flipped, live), accept, exact=False)
+    assert "warning" not in judge(Differences(flipped, live, routed=True), accept, exact=False)
+    farther = [values + 0.15 * chance.standard_normal(100) for values in live]
+    found = judge(Differences(farther, live, routed=True), accept, exact=False)["warning"]
+    assert "the mean, or a third of the root mean square, of 2000 tokens" in found
+    assert found.endswith("or its router takes other experts (score.backend: torch has the kernels of training)")
+
+
 def test_bfloat16_is_refused_as_float32_and_accepted_as_bfloat16(
     smollm2: Path, pairs: Pairs, live: list[np.ndarray]
 ) -> None:

@@ -63,15 +63,12 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "gpt_neox": GPTNeoXConfig(**SMALL),
     "gpt2": GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=64),
     "olmo2": Olmo2Config(**GROUPED),
+    "gpt_oss": GptOssConfig(**GROUPED, head_dim=16, num_local_experts=2, num_experts_per_tok=1, sliding_window=6),
 }
 APART: dict[str, tuple[PreTrainedConfig, str]] = {
     "bloom": (
         BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=2),
         "not reached by transformers' attention interface",
-    ),
-    "gpt_oss": (
-        GptOssConfig(**GROUPED, head_dim=16, num_local_experts=2, num_experts_per_tok=1, sliding_window=6),
-        "attention sinks",
     ),
     "mamba": (
         MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4),

@@ -163,7 +163,7 @@ def assert_as_with_labels(name: str, dtype: torch.dtype, pairs: Sequence[Pair], 
     ],
 )
 def test_log_probs_and_gradients_are_those_of_labels_of_minus_100(name: str, dtype: torch.dtype) -> None:
-    """Prompts shared (packed), and for the last two apart (padded)."""
+    """Prompts shared (packed), and for bloom apart (padded)."""
     assert model(name, dtype)[0].shares_prompts == (name in CONFIGS)
     assert_as_with_labels(name, dtype, DIALOGUES, SPEECH)
 

@@ -198,10 +198,10 @@ SHARES: dict[str, PreTrainedConfig] = {
     "pythia-12b": GPTNeoXConfig(**sized(5120, 20480, 36, 40), vocab_size=50688),
     "HRM, whose cycles make much of rounding": HrmTextConfig(),
     "gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
+    "gpt-oss-120b": GptOssConfig(num_hidden_layers=36, num_local_experts=128),
 }
 NO_INTERFACE = "not reached by transformers' attention interface"
 APART: dict[str, tuple[PreTrainedConfig, str]] = {
-    "gpt-oss-120b": (GptOssConfig(num_hidden_layers=36, num_local_experts=128), "attention sinks"),
     "falcon-40b": (
         FalconConfig(
             hidden_size=8192,

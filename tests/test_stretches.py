@@ -34,6 +34,26 @@ def test_one_call_is_a_call_a_stretch(window: int | None, heads: int, kernel) ->
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_sink_takes_its_share(window: int | None) -> None:
+    """In the kernel's sums, as where scores are written out; values, and gradients of all four, in float64."""
+    stretches = Stretches.of([9, 4, 1, 5], [0, 6, 0, 0])
+    torch.manual_seed(0)
+    shapes = [(1, 4, 19, 8), (1, 2, 19, 8), (1, 2, 19, 8), (4,)]
+    *inputs, sinks = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    given = stretches, 0.3, window, None
+    wider = torch.cat([inputs[2], inputs[2][..., :1]], -1)  # the kernel takes values as wide as keys
+    summed, written = one_by_one(*inputs, *given, sinks), one_by_one(*inputs[:2], wider, *given, sinks)[..., :8]
+    torch.testing.assert_close(summed, written, atol=1e-12, rtol=0)
+    weights = torch.randn(summed.shape, dtype=torch.float64)
+    found, expected = (torch.autograd.grad((each * weights).sum(), [*inputs, sinks]) for each in (summed, written))
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+    none = one_by_one(*inputs, *given, torch.full((4,), -1e3, dtype=torch.float64))
+    torch.testing.assert_close(none, one_by_one(*inputs, *given), atol=1e-12, rtol=0)
+    assert (none - summed).abs().max() > 0.1
+
+
 @pytest.mark.parametrize(
     ("head_size", "value_size", "capability", "takes"),
     [

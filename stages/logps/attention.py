@@ -1,8 +1,8 @@
 """Attention over the stretches of a packed row, as a transformers attention function: models use it unchanged.
 
 Each stretch is a causal attention of its queries over its context, which ends with them: what the model itself would
-compute on the two sequences of the pair. A sliding window is a distance within the context, and a soft cap acts on
-scores, so both are expressed exactly.
+compute on the two sequences of the pair. A sliding window is a distance within the context, a soft cap acts on scores,
+and a sink is one score more, so all three are expressed exactly.
 """
 
 from collections.abc import Callable
@@ -45,24 +45,26 @@ def stretch_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """query [1, heads, T, D], key and value [1, kv_heads, T, D] -> ([1, T, heads, D], None).
 
-    With `exchange` they hold this rank's tokens of the row; the heads are shared out meanwhile.
-    Raises NotImplementedError where the model asks for what this does not compute (sinks, biases, dropout).
+    With `exchange` they hold this rank's tokens of the row; the heads are shared out meanwhile. `s_aux`: sinks [heads].
+    Raises NotImplementedError where the model asks for what this does not compute (biases, dropout).
     """
-    if dropout or any(others.get(name) is not None for name in ("s_aux", "position_bias", "alibi", "head_mask")):
-        raise NotImplementedError("attention sinks, position biases, head masks and dropout are not supported")
+    if dropout or any(others.get(name) is not None for name in ("position_bias", "alibi", "head_mask")):
+        raise NotImplementedError("position biases, head masks and dropout are not supported")
     if exchange is not None:
         query, key, value = exchange.for_heads(query, key, value)
-    if softcap is None and _has_kernel(query, value):
+        s_aux = None if s_aux is None else exchange.own_heads(s_aux)
+    if softcap is None and s_aux is None and _has_kernel(query, value):
         from torch.nn.attention.varlen import varlen_attn
 
         output = over_stretches(varlen_attn, query, key, value, stretches, scaling, sliding_window)
     else:
-        output = one_by_one(query, key, value, stretches, scaling, sliding_window, softcap)
+        output = one_by_one(query, key, value, stretches, scaling, sliding_window, softcap, s_aux)
     return (output if exchange is None else exchange.for_tokens(output)), None
 
 

@@ -59,6 +59,10 @@ class Exchange:
         )
         return query, key, value
 
+    def own_heads(self, numbers: torch.Tensor) -> torch.Tensor:
+        """[heads] -> [heads / C]: those of the heads that this rank has in attention."""
+        return numbers.unflatten(0, (self.size, -1))[self.rank]
+
     def for_tokens(self, states: torch.Tensor) -> torch.Tensor:
         """Attention's output [1, T, heads / C, D] -> [1, T / C, heads, D]."""
         swapped: torch.Tensor = _Swap.apply(states[0], self.group, False)

@@ -23,13 +23,16 @@ def one_by_one(
     scaling: float | None,
     window: int | None,
     softcap: float | None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """query [1, heads, T, D], key and value [1, kv_heads, T, D] -> [1, T, heads, D]."""
+    """query [1, heads, T, D], key and value [1, kv_heads, T, D], sinks [heads] -> [1, T, heads, D]."""
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-    if learns and softcap is None and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
-        output: torch.Tensor = _OneByOne.apply(query, key, value, stretches, scaling, window)
+    fused = softcap is None and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
+    if fused and (learns or sinks is not None):
+        output: torch.Tensor = _OneByOne.apply(query, key, value, sinks, stretches, scaling, window)
         return output
-    grouped = softcap is None and not torch.is_grad_enabled()
+    by_scores = softcap is not None or sinks is not None
+    grouped = not by_scores and not torch.is_grad_enabled()
     if not grouped:
         key, value = (_for_each_head(tensor, query) for tensor in (key, value))
     queries, keys, values = (tensor.split(stretches.lengths, dim=2) for tensor in (query, key, value))
@@ -38,8 +41,8 @@ def one_by_one(
         q, k, v = queries[i], keys[i], values[i]
         if shared:
             k, v = (torch.cat([each[i - 1][:, :, :shared], each[i]], 2) for each in (keys, values))
-        if softcap is not None:
-            output = _soft_capped(q, k, v, _mask(stretches, q, k, window), scaling, softcap)
+        if by_scores:
+            output = _by_scores(q, k, v, _mask(stretches, q, k, window), scaling, softcap, sinks)
         else:
             whole, mask = _how(stretches, q, k, shared, window)
             output = scaled_dot_product_attention(
@@ -53,6 +56,10 @@ class _OneByOne(torch.autograd.Function):
     """The same with gradients, on CPUs: autograd would fill a tensor of zeros for the gradient of each slice.
 
     Key and value heads are repeated for the kernel, which shares work between threads by heads, and not kept so.
+
+    A sink is one more score of a head's queries, of a key without a value. So with s the log of the sum over the keys'
+    scores, and s' that over the sink's as well, the output is the kernel's times exp(s - s'). And where the kernel's
+    backward pass is told that output and s', it takes the probabilities below s' for its own, which are the right ones.
     """
 
     @staticmethod
@@ -61,6 +68,7 @@ class _OneByOne(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
+        sinks: torch.Tensor | None,
         stretches: Stretches,
         scaling: float | None,
         window: int | None,
@@ -72,17 +80,20 @@ class _OneByOne(torch.autograd.Function):
             q, k, v = query[:, :, start : start + length], _context(keys, i, shared), _context(values, i, shared)
             whole, mask = _how(stretches, q, k, shared, window)
             made, log_sum = _forward(q, k, v, 0.0, whole, attn_mask=mask, scale=scaling)
+            if sinks is not None:
+                with_sink = torch.logaddexp(log_sum, sinks.to(log_sum.dtype)[:, None])
+                made, log_sum = made * (log_sum - with_sink).exp()[..., None], with_sink
             output[:, start : start + length] = made.transpose(1, 2)
             sums.append(log_sum)
             start += length
-        ctx.save_for_backward(query, key, value, output, *sums)
+        ctx.save_for_backward(query, key, value, sinks, output, *sums)
         ctx.stretches, ctx.scaling, ctx.window = stretches, scaling, window
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, output, *sums = ctx.saved_tensors
+        query, key, value, sinks, output, *sums = ctx.saved_tensors
         stretches: Stretches = ctx.stretches
         gradient, output = gradient.transpose(1, 2), output.transpose(1, 2)
         of_query, of_key, of_value = (torch.empty_like(query, memory_format=torch.contiguous_format) for _ in range(3))
@@ -100,8 +111,20 @@ class _OneByOne(torch.autograd.Function):
                 if shared:  # which the stretch before has written
                     whole_of[:, :, before : before + shared] += part[:, :, :shared]
             before, start = start, start + length
+        of_sinks = None
+        if ctx.needs_input_grad[3]:
+            share = (sinks.to(sums[0].dtype)[:, None] - torch.cat(sums, 2)).exp()  # of each query that its sink takes
+            of_sinks = -(share * (gradient * output).sum(-1)).sum((0, 2)).to(sinks.dtype)
         groups = key.shape[1], -1
-        return of_query, of_key.unflatten(1, groups).sum(2), of_value.unflatten(1, groups).sum(2), None, None, None
+        return (
+            of_query,
+            of_key.unflatten(1, groups).sum(2),
+            of_value.unflatten(1, groups).sum(2),
+            of_sinks,
+            None,
+            None,
+            None,
+        )
 
 
 def _for_each_head(tensor: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
@@ -133,15 +156,24 @@ def _mask(stretches: Stretches, query: torch.Tensor, key: torch.Tensor, window: 
     return stretches.masks[wanted]
 
 
-def _soft_capped(
+def _by_scores(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor,
     scaling: float | None,
-    softcap: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Gemma 2: scores pass through softcap * tanh(scores / softcap); fused kernels for this need CUDA."""
+    """Gemma 2: scores pass through softcap * tanh(scores / softcap); fused kernels for this need CUDA.
+
+    gpt-oss: a sink is a score that takes its share, and gives nothing.
+    """
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = torch.tanh(scores / softcap) * softcap + mask
-    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + mask
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)], 3)
+    shares = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    return shares[..., : key.shape[2]] @ value
