@@ -11,7 +11,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, get_preemption_in
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
-from stages.cpu_environment import CPU_ENVIRONMENT
+from stages.cpu_environment import cpu_environment
 from stages.errors import ContractError, MissingArtifact, Paused, is_for_users, out_of_ray
 from stages.model_files import check_fits
 from stages.progress import Progress, Silent
@@ -100,13 +100,14 @@ def _fit(job: Job, steps: int, progress: Progress) -> None:
     resources, scratch, refusal = job.resources, job.out / ".ray", Refusal(job.out)
     shutil.rmtree(scratch, ignore_errors=True)  # what is taken up are our own checkpoints, not Ray Train's
     refusal.forget()
-    workers = resources.workers
+    fewest, most = resources.fewest_workers, resources.most_workers
+    environment = {} if resources.gpus_per_worker else {"env_vars": cpu_environment(most)}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend=backend_of(resources)),
         scaling_config=ScalingConfig(
-            num_workers=(workers.min, workers.max) if isinstance(workers, Elastic) else workers,
+            num_workers=(fewest, most) if isinstance(resources.workers, Elastic) else most,
             use_gpu=bool(resources.gpus_per_worker),
             resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
             elastic_resize_monitor_interval_s=resources.resize_seconds,
@@ -115,7 +116,7 @@ def _fit(job: Job, steps: int, progress: Progress) -> None:
             name="train",
             storage_path=str(scratch),
             failure_config=FailureConfig(max_failures=resources.restarts),
-            worker_runtime_env={} if resources.gpus_per_worker else {"env_vars": CPU_ENVIRONMENT},
+            worker_runtime_env=environment,
         ),
     )
     finished = Event()

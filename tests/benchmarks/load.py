@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stages.cpu_environment import CPU_ENVIRONMENT
+from stages.cpu_environment import cpu_environment
 from tests.benchmarks.inputs import ROOT, random_pairs
 
 TOKENS = (32, 32, 32)  # of prompt, chosen and rejected
@@ -45,15 +45,25 @@ def main() -> None:
         random_pairs(work, 1, TOKENS, 1)
         own = ["--layers", str(options.layers), "--ranks", str(options.ranks), "--optimizer", options.optimizer]
         command = [sys.executable, "-m", "tests.benchmarks.load", *own, "--work", folder, "--rank"]
+        environment = os.environ | cpu_environment(options.ranks)
         ranks = [
-            subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, env=os.environ | CPU_ENVIRONMENT, cwd=ROOT)
+            subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, env=environment, cwd=ROOT)
             for rank in range(options.ranks)
         ]
-        said = [process.communicate()[0].decode() for process in ranks]
-        if any(process.returncode for process in ranks):
-            sys.exit("a rank failed")
-    each = [json.loads(text.strip().splitlines()[-1]) for text in said]
+        wait(ranks)
+        each = [json.loads(process.communicate()[0].decode().strip().splitlines()[-1]) for process in ranks]
     print(json.dumps({"model_gb": round(size / 1e9, 2), "optimizer": options.optimizer, "ranks": each}))
+
+
+def wait(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Until all have ended. Where one fails, which the others would wait for, so do they and this."""
+    while any(process.poll() is None for process in ranks):
+        time.sleep(0.2)
+        if failed := {number: process.returncode for number, process in enumerate(ranks) if process.poll()}:
+            for process in ranks:
+                process.kill()
+            codes = ", ".join(f"rank {number} with {code}" for number, code in failed.items())
+            sys.exit(f"ended by failure: {codes} (-9: killed, for lack of memory perhaps)")
 
 
 def write_model(folder: Path, layers: int) -> int:
