@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Project, make_project
+from conftest import ROOT, Project, make_project, slowed
 from ranks import figures, last_step, train_on
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.util.state import list_actors
 from safetensors.torch import load_file
 
@@ -113,10 +115,8 @@ def check_undisturbed(project: Project, folder: Path) -> None:
 
 def give_notice(node: Any, cluster: str) -> None:
     """As a cloud does before it takes a spot machine away."""
-    command = ["ray", "drain-node", "--address", cluster, "--node-id", node.node_id]
-    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-    command += ["--deadline-remaining-seconds", "60"]
-    subprocess.run([Path(sys.executable).with_name("ray"), *command[1:]], check=True, stdout=subprocess.DEVNULL)
+    reason, deadline = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), 1000 * int(time.time() + 60)
+    assert GcsClient(address=cluster).drain_node(node.node_id, reason, "spot", deadline)[0]
 
 
 def checkpoints_of(folder: Path) -> list[str]:
@@ -139,19 +139,22 @@ def test_a_node_goes_after_notice_and_another_comes(
 ) -> None:
     lost, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
     elastic = {"min": 1, "max": 2}
-    project = make(tmp_path, tiny_model, trained, nodes.address, 800, workers=elastic, resize_seconds=1, restarts=1)
+    project = make(tmp_path, tiny_model, trained, nodes.address, 150, workers=elastic, resize_seconds=1, restarts=1)
     step, said = project.plan()["train"], tmp_path / "said.txt"
     driver = start(project, said)
     wait_until(lambda: last_step(step.folder) >= 7, driver, said)
-    assert len(workers_of(nodes.address)) == 2
-    give_notice(lost, nodes.address)
-    wait_until(lambda: checkpoints_of(step.folder), driver, said)
+    both = workers_of(nodes.address)
+    assert len(both) == 2
+    with slowed(both):
+        give_notice(lost, nodes.address)
+        wait_until(lambda: checkpoints_of(step.folder), driver, said)
     assert len(checkpoints_of(step.folder)) == 1  # no other is due: it goes on from here
     nodes.remove_node(lost, allow_graceful=False)
     wait_until(lambda: len(workers_of(nodes.address)) == 1, driver, said)
     seen = last_step(step.folder)
     wait_until(lambda: last_step(step.folder) >= seen + 6, driver, said)
-    nodes.add_node(num_cpus=1)
-    wait_until(lambda: len(workers_of(nodes.address)) == 2, driver, said)
+    with slowed(workers_of(nodes.address)):
+        nodes.add_node(num_cpus=1)
+        wait_until(lambda: len(workers_of(nodes.address)) == 2, driver, said)
     assert driver.wait(timeout=300) == 0, said.read_text()
     check_undisturbed(project, tmp_path)
