@@ -124,7 +124,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
 
 
 def check_raydpo(words: list[str], checkout: Path) -> None:
-    """`run` and `sweep` as far as their plans, `submit` as far as the dashboard, the others wholly, on a root that is empty."""
+    """`run` and `sweep` to their plans, `submit` to the dashboard, the others wholly, on a root that is empty."""
     _, command, *arguments = words
     if not arguments:  # named in the text
         assert command in COMMANDS, f"there is no raydpo {command}"
