@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from ranks import figures, last_step, metrics_of, train_on, weights
 
 from pipeline.view.tables import _key_figures
+from stages.artifacts import PolicyCheckpoint
 from stages.errors import ContractError
 from stages.train.config import TrainConfig, TrainResources
 from stages.train.job import Job
 from stages.train.policy.export import export_policy
-from stages.train.run import train
+from stages.train.run import _facts
 from stages.train.trainer import Trainer
 from stages.train.worker import Worker
 
@@ -111,15 +112,9 @@ def test_a_metric_that_there_is_not_is_refused_before_the_first_step(job: Job, t
     assert metrics_of(tmp_path) == []
 
 
-def test_the_facts_are_those_of_the_policy_that_is_exported(
-    inputs: tuple,
-    undisturbed: Job,
-    tmp_path: Path,
-    ray_cluster: str,  # noqa: ARG001
-) -> None:
-    pairs, logprobs = inputs
-    facts = train(undisturbed.config, pairs=pairs, logprobs=logprobs, out=tmp_path, resources=undisturbed.resources)
-    lines = {line["step"]: line for line in metrics_of(tmp_path)}
+def test_the_facts_are_those_of_the_policy_that_is_exported(undisturbed: Job) -> None:
+    facts = _facts(PolicyCheckpoint(undisturbed.out).metrics, undisturbed.config, 10, 30)
+    lines = {line["step"]: line for line in metrics_of(undisturbed.out)}
     assert facts["steps"] == END
     assert facts["best"] == {"step": BEST, "eval/rewards/margins": lines[BEST]["eval/rewards/margins"]}
     assert facts["stopped early"] == "at step 6 of 10: 2 evaluations without gain"

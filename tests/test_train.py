@@ -143,8 +143,8 @@ def test_a_policy_that_is_not_the_reference_is_refused(inputs: tuple, tiny_model
         r"differ from the cached reference's: the root mean square of the differences of \d+ tokens is .* more "
         r"than train\.ref_tolerance 0\.005.*largest .*: pair \w{32}, \w+ token \d+"
     )
-    with pytest.raises(ContractError, match=message):
-        train(config, pairs=inputs[0], logprobs=inputs[1], out=tmp_path / "out", resources=TrainResources())
+    with pytest.raises(ContractError, match=message):  # tests/test_train_run.py: how it reaches the driver
+        Trainer(Job(config, TrainResources(), *inputs, tmp_path / "out", 128)).step(1, 2)
     allowed = config.model_copy(update={"starts_at_reference": False})
     first = Trainer(Job(allowed, TrainResources(), *inputs, tmp_path / "out", 128)).step(1, 2)
     assert first["check/ref_drift"] > 0.01

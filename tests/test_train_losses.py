@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 from conftest import Project, make_project
+from ranks import metrics_of, train_on
 
 from pipeline.plan import Step, advice
 from pipeline.view.tables import print_plan
@@ -83,12 +84,13 @@ def test_evaluation_is_in_batches_of_a_step(name: str, made: Made, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("alone")
-def test_labelled_completions_on_two_workers(project: Project, made: Made, tmp_path: Path) -> None:
+def test_labelled_completions_on_two_workers(made: Made, tmp_path: Path) -> None:
     """KTO's KL term is over all pairs of the step, whoever computes them."""
-    done = project.run(*LABELLED, "cluster.train.workers=2")["train"].step
-    two, facts = PolicyCheckpoint(done.folder).metrics, done.manifest.facts
-    assert facts["check/ref_drift"] < 1e-4
-    one = Trainer(job(made, labelled.Kto(desirable_weight=1.5), tmp_path))
+    kto = labelled.Kto(desirable_weight=1.5)
+    train_on(job(made, kto, tmp_path / "two", workers=2), world=2)
+    two = metrics_of(tmp_path / "two")
+    assert two[1]["check/ref_drift"] < 1e-4
+    one = Trainer(job(made, kto, tmp_path / "one"))
     for step in range(1, STEPS + 1):
         metrics = one.step(step, STEPS)
         for name in ("loss", "grad_norm", "implicit_kl", "rewards/margins"):
@@ -181,24 +183,20 @@ class Listening(Silent):
         self.told.append(message)
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_cluster", "alone")
 def test_odpo_leaves_out_what_has_no_logarithm(made: Made, tmp_path: Path) -> None:
     steps = made[False]
     pairs, logprobs = PreferencePairs(steps["shard"].folder), ReferenceLogprobs(steps["score"].folder)
     rows = [row for part in pairs.parts for row in pairs.read(part).to_pylist() if row["split"] == "train"]
     without = sum(row["margin"] == 0 for row in rows)
-    progress, facts = Listening(), {}
-    for of in ("log", "identity"):
-        config = steps["train"].config.model_copy(update={"loss": paired.Odpo(margin_scale_of=of)})
-        facts[of] = train(
-            config, pairs=pairs, logprobs=logprobs, out=tmp_path / of, resources=TrainResources(), progress=progress
-        )
-    assert 0 < facts["log"]["without_margin"] == without < len(rows)
-    assert facts["log"]["pairs"] == len(rows) - without
-    assert progress.told == facts["log"]["notices"]
+    progress = Listening()
+    config = steps["train"].config.model_copy(update={"loss": paired.Odpo()})
+    facts = train(config, pairs=pairs, logprobs=logprobs, out=tmp_path, resources=TrainResources(), progress=progress)
+    assert 0 < facts["without_margin"] == without < len(rows)
+    assert facts["pairs"] == len(rows) - without
+    assert progress.told == facts["notices"]
     assert progress.told[0].startswith(f"{without} pairs have no margin above 0")
-    assert facts["identity"]["pairs"] == len(rows)
-    assert not {"without_margin", "notices"} & facts["identity"].keys()
+    assert len(Trainer(job(made, paired.Odpo(margin_scale_of="identity"), tmp_path)).pairs) == len(rows)
 
 
 def test_odpo_is_refused_where_no_pair_has_a_margin(inputs: tuple, tiny_model: Path, tmp_path: Path) -> None:
