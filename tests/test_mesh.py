@@ -19,6 +19,7 @@ from transformers import (
     DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
+    GptOssConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -55,6 +56,7 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
     "gemma3": Gemma3TextConfig(**GROUPED, head_dim=16, sliding_window=6),
     "qwen3_moe": Qwen3MoeConfig(**GROUPED, **EXPERTS, num_experts=4),
     "mixtral": MixtralConfig(**GROUPED, num_local_experts=4),
+    "gpt_oss": GptOssConfig(**GROUPED, head_dim=16, num_local_experts=4, num_experts_per_tok=1, sliding_window=6),
     "deepseek_v3": DeepseekV3Config(
         **SMALL,
         **EXPERTS,
@@ -127,6 +129,7 @@ def jobs(inputs: tuple, model: Path, tmp_path_factory: pytest.TempPathFactory) -
     made = {
         "plain": (TrainConfig(**shape), inputs),
         "adapters": (TrainConfig(**shape | {"lora": Lora(rank=4, merge=True), "lr": 1e-2}), inputs),
+        "nf4": (TrainConfig(**shape | {"lora": Lora(rank=4, merge=True), "lr": 1e-2, "quantize": "nf4"}), inputs),
         "step": (TrainConfig(**shape, loss=step_losses), inputs),
         "kto": (TrainConfig(**shape, loss=labelled.Kto()), rows),
         "8bit": (TrainConfig(**shape, optimizer="adamw_8bit"), inputs),
@@ -168,6 +171,7 @@ def runs(jobs: dict[str, Job], tmp_path_factory: pytest.TempPathFactory) -> Path
             context_parallel=2,
             activation_checkpointing="selective",
         ),
+        shared(jobs["nf4"], folder / "nf4", shard_size=2, context_parallel=2, activation_checkpointing="layer"),
         shared(jobs["step"], folder / "step", context_parallel=2),
         shared(jobs["kto"], folder / "kto", context_parallel=2, shard_size=2),
         shared(jobs["8bit"], folder / "8bit", shard_size=2),
@@ -284,7 +288,7 @@ def test_ranks_that_share_a_row_compute_what_one_does(architecture: str, runs: P
     ("name", "of"),
     [
         ("copies", "plain"), ("killed", "plain"), ("layers", "plain"), ("adapters", "adapters"), ("step", "step"),
-        ("kto", "kto"), ("8bit", "8bit"),
+        ("nf4", "nf4"), ("kto", "kto"), ("8bit", "8bit"),
     ],
 )  # fmt: skip
 def test_the_curve_is_that_of_one_rank(name: str, of: str, runs: Path, jobs: dict[str, Job]) -> None:
