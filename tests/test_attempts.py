@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.score.attempts import DIED, Attempts
+from stages.pool.attempts import DIED, Attempts
 
 
 @given(

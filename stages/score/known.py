@@ -1,7 +1,6 @@
 """Log-probs that the same reference has already given for other sets of pairs: taken over instead of computed again."""
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 from stages import schema
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError
+from stages.pool.alike import alike
 
 _log = logging.getLogger("raydpo")
 
@@ -67,7 +67,5 @@ class KnownLogprobs:
 
 
 def _same_pairs(part: str, parts: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Those of `others` that may hold pairs of `part`: a pair stands in the part of its id modulo their number."""
-    common = math.gcd(len(parts), len(others)) or 1
-    index = parts.index(part)
-    return [name for number, name in enumerate(others) if number % common == index % common]
+    """Those of `others` that may hold pairs of `part`."""
+    return [others[number] for number in alike(parts.index(part), len(parts), len(others))]

@@ -5,23 +5,19 @@ import os
 import resource
 import sys
 import time
-import traceback
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages import digests, schema
 from stages.artifacts import PreferencePairs, check_covers
-from stages.errors import ContractError, RecipeError, is_disk_full
-from stages.score.attempts import Attempts
+from stages.pool.attempts import Attempts
+from stages.pool.careful import computed, started
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.score.known import KnownLogprobs
 from stages.score.reference import merged, reference_of
@@ -66,13 +62,8 @@ class PartScorer:
     @cached_property
     def scorer(self) -> "TorchScorer | VllmScorer":
         """The engine, made at the first pairs to score: an error of __init__ would reach the driver as mere text."""
-        job, starts = self.job, engine_starts(self.job)
-        if len(said := starts.failed("start")) >= job.resources.actors * (1 + starts.limit):
-            raise RecipeError(f"the engine for {job.config.model} died {len(said)} times while it started: {said[-1]}")
-        with starts.attempt("start"):
-            made = _engine(job)
-        starts.forget()
-        return made
+        job = self.job
+        return started(engine_starts(job), job.resources.actors, job.config.model, lambda: _engine(job))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Score the part that `batch` names, and report in one row.
@@ -84,10 +75,10 @@ class PartScorer:
         known = self.job.known.find(part, self.parts, pairs)
         new = pairs.filter(pc.invert(pc.is_in(pairs["pair_id"], known["pair_id"])))
         attempts = Attempts(self.job.out / ".attempts" / part, self.job.resources.attempts)
-        computed, seconds = schema.logprobs_schema(pairs).empty_table(), 0.0
+        made, seconds = schema.logprobs_schema(pairs).empty_table(), 0.0
         if len(new):
-            computed, seconds = self._engine_thread.submit(self._timed_score, new, attempts, part).result()
-        scored = _in_order(pa.concat_tables([known, computed]), pairs)
+            made, seconds = self._engine_thread.submit(self._timed_score, new, attempts, part).result()
+        scored = _in_order(pa.concat_tables([known, made]), pairs)
         check_covers(scored, pairs, f"the log-probs just scored for {part}")
         report = {
             "part": part,
@@ -119,40 +110,12 @@ class PartScorer:
     def _score(self, pairs: pa.Table, attempts: Attempts, part: str) -> pa.Table:
         """Rows of log-probs for `pairs`, all in one go: so the values do not depend on what failed before."""
         scorer = self.scorer
-        if len(attempts.failed("whole")) >= attempts.limit:
-            for rows in attempts.search(range(len(pairs))):
-                with self._or_die(attempts, attempts.name(rows)):
-                    scorer.token_logps(pairs.slice(rows.start, len(rows)))
-                attempts.mark_good(rows)
-            errors = attempts.poisonous(range(len(pairs)))
-        else:
-            errors = {}
-        poisonous = np.isin(np.arange(len(pairs)), list(errors))
-        name = "rest" if errors else "whole"
-        if len(attempts.failed(name)) >= 2 * attempts.limit:
-            raise ContractError(
-                f"{part} fails as a whole, though each of its pairs can be scored: {attempts.failed(name)[-1]}. Give "
-                "the engine smaller batches (cluster.score), or look into the log of its actor"
-            )
-        healthy = pairs.filter(pa.array(~poisonous))
-        with self._or_die(attempts, name):
-            scored = schema.logprobs_table(healthy, scorer.token_logps(healthy) if len(healthy) else [])
-        return pa.concat_tables(
-            [scored, schema.unscored_table(pairs.filter(pa.array(poisonous)), list(errors.values()))]
-        )
 
-    @contextmanager
-    def _or_die(self, attempts: Attempts, name: str) -> Iterator[None]:
-        """An engine that has raised may be broken for good: Ray starts this actor anew, and the call again."""
-        try:
-            with attempts.attempt(name):
-                yield
-        except Exception as error:
-            if is_disk_full(error):  # then no attempt could be noted, and so none be the last
-                raise
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
+        def scored(rows: pa.Table) -> pa.Table:
+            return schema.logprobs_table(rows, scorer.token_logps(rows) if len(rows) else [])
+
+        found = computed(pairs, scored, attempts, part, "cluster.score")
+        return pa.concat_tables([found.values, schema.unscored_table(found.poisonous, found.errors)])
 
 
 def _engine(job: Job) -> "TorchScorer | VllmScorer":

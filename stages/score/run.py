@@ -1,20 +1,18 @@
 """The score stage: a pool of actors, each with one engine, works through the parts of the pairs."""
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 
 from stages import schema, storage
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
-from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.errors import ContractError, RecipeError, out_of_ray
 from stages.model_files import adapter_at, check_fits
+from stages.pool.actors import follow, reports
 from stages.progress import Progress, Silent
 from stages.score.calibration import calibrate
 from stages.score.config import ScoreConfig, ScoreResources
@@ -64,56 +62,10 @@ def score(
 
 def _follow(job: Job, todo: list[str], progress: Progress) -> None:
     """Let the pool score the parts `todo`, and tell of it."""
-    total, pool = len(job.pairs.parts), min(job.resources.actors, len(todo))
-    progress.start(total, total - len(todo), "parts")
-    reports: list[dict[str, Any]] = []
-    began = time.perf_counter()
-    with out_of_ray():
-        for report in _scored_parts(todo, job):
-            reports.append(report)
-            seconds = time.perf_counter() - began
-            actors = {each["actor"] for each in reports}
-            progress.advance(
-                total - len(todo) + len(reports),
-                **{
-                    "pairs/s": sum(each["pairs"] for each in reports) / seconds,
-                    "tokens/s": sum(each["tokens"] for each in reports) / seconds,
-                    "actors": len({each["actor"] for each in reports[-4 * pool :]}),  # those at work of late
-                    "died": max(0, len(actors) - pool),
-                    "unscored": sum(each["unscored"] for each in reports),
-                },
-            )
-
-
-def _scored_parts(todo: list[str], job: Job) -> Iterator[dict[str, Any]]:
-    if not todo:
-        return iter(())
-    resources = job.resources
     # The largest first, so that no actor is left alone with a long part at the end.
     sizes = storage.sizes(job.pairs.folder)
-    todo = sorted(todo, key=lambda part: -sizes[part])
-    rows: Iterator[dict[str, Any]] = (
-        ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))
-        .map_batches(
-            PartScorer,
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=resources.cpus_per_actor,
-            num_gpus=resources.gpus_per_actor,
-            runtime_env={} if resources.gpus_per_actor else {"env_vars": CPU_ENVIRONMENT},
-            # Two parts at an actor, so that the next one is read when the engine is done with this one; and no more, so
-            # that at the end none waits at one actor while another is idle.
-            compute=ray.data.ActorPoolStrategy(
-                size=min(resources.actors, len(todo)),
-                max_tasks_in_flight_per_actor=2,
-                max_concurrent_calls_per_actor=2,
-                enable_true_multi_threading=True,
-            ),
-            fn_constructor_kwargs={"job": job},
-        )
-        .iter_rows()
-    )
-    return rows
+    found = reports(sorted(todo, key=lambda part: -sizes[part]), PartScorer, job, job.resources)
+    follow(found, len(job.pairs.parts), len(todo), job.resources.actors, ("pairs", "tokens"), progress)
 
 
 def _calibration(job: Job) -> dict[str, Any]:
