@@ -12,10 +12,13 @@ if TYPE_CHECKING:
 _LOGITS_BYTES = 4 << 30  # for the logits of an engine that makes them, and their softmax, for all tokens of a step
 
 
-def start_engine(model: str, dtype: str, context: int, resources: EngineResources, keep_prefixes: bool) -> "LLM":
-    """An engine that takes token ids, for sequences of up to `context` tokens, one that it generates included.
+def start_engine(
+    model: str, dtype: str, context: int, resources: EngineResources, keep_prefixes: bool, generates: bool = False
+) -> "LLM":
+    """An engine that takes token ids, for sequences of up to `context` tokens, what it generates included.
 
-    `keep_prefixes`: what sequences start with alike is computed once, as long as the cache holds it.
+    `keep_prefixes`: what sequences start with alike is computed once, as long as the cache holds it. `generates`: it
+    gives texts too, and ends where the model's tokenizer and generation_config.json say.
     """
     gpus = resources.gpus_per_actor
     # The engine lives in this process: nothing is copied over a socket, and no orphan is left when the actor dies.
@@ -34,13 +37,15 @@ def start_engine(model: str, dtype: str, context: int, resources: EngineResource
         dtype=dtype,
         max_model_len=context,
         max_num_seqs=resources.max_num_seqs,
-        max_num_batched_tokens=resources.max_num_batched_tokens or _batched_tokens(model, context),
+        max_num_batched_tokens=_batched_tokens(model, context, resources, generates),
         gpu_memory_utilization=resources.memory_share,
         tensor_parallel_size=max(gpus, 1),
         distributed_executor_backend="mp" if gpus > 1 else None,  # the ray executor leaks placement groups
         enforce_eager=True,  # scoring is all prefill; graphs gain nothing
         enable_prefix_caching=keep_prefixes,
-        skip_tokenizer_init=True,
+        skip_tokenizer_init=not generates,
+        # Of a prompt read in pieces it samples after each, and takes that back: of a CPU's generators it cannot.
+        enable_chunked_prefill=False if generates and not gpus else None,
         # A trainer takes the softmax in float32 of what its head gives; here the head can be float32 itself.
         hf_overrides={"head_dtype": "float32"} if gpus and dtype != "float32" else None,
     )
@@ -57,7 +62,12 @@ def picks_tokens(engine: "LLM") -> bool:
     return bool(new_runner) and hasattr(SamplingParams, "prompt_logprob_token_ids")
 
 
-def _batched_tokens(model: str, context: int) -> int | None:
-    """Tokens of an engine step, at least one sequence's; None, vLLM's own choice, where the vocabulary is not known."""
+def _batched_tokens(model: str, context: int, resources: EngineResources, whole: bool) -> int | None:
+    """Tokens of an engine step, at least one sequence's; None, vLLM's own choice, where the vocabulary is not known.
+
+    `whole`: one that generates on a CPU reads no prompt in pieces.
+    """
+    if resources.max_num_batched_tokens is not None:
+        return max(resources.max_num_batched_tokens, context if whole else 0)
     size = vocabulary(model)
     return None if size is None else max(context, min(8192, _LOGITS_BYTES // (size * 6)))  # 2 bytes, and 4
