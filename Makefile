@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: demo test test-gpu check lint bench-shard bench-train bench-score bench-scale bench-checkpoint bench-memory bench-load clean
+.PHONY: demo test test-gpu check lint bench-shard bench-train bench-sample bench-score bench-scale bench-checkpoint bench-memory bench-load clean
 
 demo: .venv/.runtime $(MODEL)  ## install, then run the three stages on the embedded triples
 	$(BIN)/raydpo run configs/recipes/demo.yaml
@@ -27,6 +27,9 @@ bench-shard: .venv/.dev $(MODEL)  ## the shard stage beside datasets.map; growth
 
 bench-train: .venv/.dev $(MODEL)  ## training speed and memory beside TRL's
 	$(BIN)/python -m tests.benchmarks.train
+
+bench-sample: .venv/.dev $(MODEL)  ## sampling through the stage beside the bare engine
+	$(BIN)/python -m tests.benchmarks.sample
 
 bench-score: .venv/.dev $(MODEL)  ## scoring speed beside TRL's, transformers' and a bare engine's; growth with pairs
 	$(BIN)/python -m tests.benchmarks.score

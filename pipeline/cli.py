@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from pipeline.arguments import LAPTOP, AsJson, ClusterFile, Overrides, RecipeFile, errors, load_all, selected_of
+from pipeline.graph import SHARD
 from pipeline.look import look
 from pipeline.plan import State, Step
 from pipeline.recipe.load import load
@@ -21,8 +22,8 @@ from stages.errors import MissingArtifact
 from stages.shard.config import ShardConfig
 
 app = typer.Typer(
-    help="Preference tuning on Ray: shard -> score -> train.", no_args_is_help=True, add_completion=False,
-    pretty_exceptions_enable=False,
+    help="Preference tuning on Ray: (sample -> judge ->) shard -> score -> train.", no_args_is_help=True,
+    add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def show(
     """Show the artifacts of a recipe: facts, identity, provenance; or pairs as the model sees them."""
     _, _, store, steps = load_all(recipe, cluster, set_)
     if pairs or rejects:
-        _show_pairs(steps[0], store, pairs, rejects, as_json)
+        _show_pairs(next(step for step in steps if step.stage == SHARD), store, pairs, rejects, as_json)
         return
     found = [step for step in steps if step.state == State.HIT]
     if as_json:

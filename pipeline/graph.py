@@ -10,11 +10,14 @@ The contract of a stage function, `stages.<name>.run:<name>`:
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.config import Config
+from stages.samples import Completions, Triples
 
-Handle = type[PreferencePairs] | type[ReferenceLogprobs] | type[PolicyCheckpoint]
+Handle = type[Completions] | type[Triples] | type[PreferencePairs] | type[ReferenceLogprobs] | type[PolicyCheckpoint]
+Each = Literal["never", "on policy", "always"]
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,31 @@ class Stage:
     version: int  # raise it when the same config and inputs would give other results
     inputs: dict[str, str]  # argument -> the stage whose output it is
     output: Handle
-    models: tuple[str, ...]  # config fields that name a model
+    models: tuple[str, ...]  # config fields that name a model, which is the policy of the round before in later ones
     acceptance: tuple[str, ...] = ()  # config fields that decide whether a result stands, not what it is: not hashed
-    each_round: bool = True  # made anew in each round, from the models that the round before has trained
+    each_round: Each = "always"  # made anew in each round; on policy: where rounds sample from the policy
     takes_over: bool = False  # it has an argument `known`: artifacts of the same config made of other inputs
+    selects: tuple[str, ...] = ()  # config fields in which `known` may differ: what is asked, not what is answered
+    optional: bool = False  # a recipe need not have it
 
     def reads(self, config: Config) -> dict[str, str]:
         """Those of `inputs` that it makes use of with this config."""
         return {argument: made_by for argument, made_by in self.inputs.items() if argument not in config.unread}
 
 
-SHARD = Stage("shard", version=4, inputs={}, output=PreferencePairs, models=(), each_round=False)
+SAMPLE = Stage(
+    "sample", version=1, inputs={}, output=Completions, models=("models",), acceptance=("max_rejected_fraction",),
+    each_round="on policy", takes_over=True, optional=True,
+    selects=("source", "subset", "split", "columns", "where", "limit", "num_parts", "max_prompt_length"),
+)  # fmt: skip
+JUDGE = Stage(
+    "judge", version=1, inputs={"completions": "sample"}, output=Triples, models=(),
+    acceptance=("max_rejected_fraction", "endpoint", "key_env", "folder"), each_round="on policy", takes_over=True,
+    optional=True, selects=("pairing", "min_margin", "seed", "on_fault"),
+)  # fmt: skip
+SHARD = Stage(
+    "shard", version=4, inputs={"triples": "judge"}, output=PreferencePairs, models=(), each_round="on policy"
+)
 SCORE = Stage(
     "score", version=3, inputs={"pairs": "shard"}, output=ReferenceLogprobs, models=("model",),
     acceptance=("accept",), takes_over=True,
@@ -45,7 +62,7 @@ TRAIN = Stage(
 
 def named(stage: str, number: int) -> str:
     """A stage in round `number`, from 1: score, score-2, .."""
-    return f"{stage}-{number}" if number > 1 and STAGES[stage].each_round else stage
+    return f"{stage}-{number}" if number > 1 else stage
 
 
-STAGES = {stage.name: stage for stage in (SHARD, SCORE, TRAIN)}
+STAGES = {stage.name: stage for stage in (SAMPLE, JUDGE, SHARD, SCORE, TRAIN)}

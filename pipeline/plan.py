@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.fingerprint import differences, fingerprint
-from pipeline.graph import SHARD, STAGES, Stage, named
-from pipeline.identity import Digests, file_identity, model_identity, source_identity
-from pipeline.recipe.sections import Recipe
+from pipeline.graph import SCORE, SHARD, STAGES, Stage, named
+from pipeline.identity import Digests
+from pipeline.recipe.sections import Recipe, Rounds
+from pipeline.resolve import resolve
 from pipeline.store import Store, damage
 from stages.artifacts import MANIFEST, Manifest, PreferencePairs
 from stages.config import Config
@@ -34,16 +35,11 @@ class Identity:
     config: Config  # after the first round its models are those of the round before, which may not be made yet
     payload: dict[str, Any]
     fingerprint: str
+    sources: dict[str, str]  # argument -> name of what it is made from; `models` is the training of the round before
 
     @property
     def name(self) -> str:
         return named(self.stage.name, self.round)
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """Argument -> name of what it is made from; `models` is the training of the round before."""
-        made = {argument: named(made_by, self.round) for argument, made_by in self.stage.reads(self.config).items()}
-        return made | ({"models": named("train", self.round - 1)} if self.round > 1 else {})
 
 
 @dataclass(frozen=True)
@@ -62,65 +58,41 @@ class Step(Identity):
 def identify(recipe: Recipe, digests: Digests) -> dict[str, Identity]:
     """Raises RecipeError where a file or model that the recipe names is not there, or cannot do what is asked."""
     found: dict[str, Identity] = {}
+    rounds = recipe.all_rounds
     for stage in STAGES.values():
-        config, identity = _resolve(getattr(recipe, stage.name), stage, digests)
-        found[stage.name] = _identity(stage, 1, config, identity, found)
+        if (section := getattr(recipe, stage.name)) is None:
+            continue
+        config, identity = resolve(section, stage, digests)
+        found[stage.name] = _identity(stage, 1, config, identity, found, rounds)
         for field in stage.models:
-            _check_context(f"{stage.name}.{field}", getattr(config, field), recipe.shard.max_length)
-    first = dict(found)
-    for number in range(2, recipe.rounds + 1):
-        for one in first.values():
-            if one.stage.each_round:
-                hashed = one.payload["config"] | dict.fromkeys(one.stage.models, f"policy of round {number - 1}")
-                found[named(one.stage.name, number)] = _identity(one.stage, number, one.config, hashed, found)
+            if stage.name != "sample":
+                _check_context(f"{stage.name}.{field}", getattr(config, field), recipe.shard.max_length)
+    again = ("always", "on policy") if rounds.sample else ("always",)
+    first = [one for one in found.values() if one.stage.each_round in again]
+    for number in range(2, rounds.count + 1):
+        for one in first:
+            hashed = one.payload["config"] | dict.fromkeys(one.stage.models, f"policy of round {number - 1}")
+            found[named(one.stage.name, number)] = _identity(one.stage, number, one.config, hashed, found, rounds)
     return found
 
 
 def _identity(
-    stage: Stage, number: int, config: Config, hashed: dict[str, Any], found: dict[str, Identity]
+    stage: Stage, number: int, config: Config, hashed: dict[str, Any], found: dict[str, Identity], rounds: Rounds
 ) -> Identity:
     """`hashed` is the config in which identities stand for names."""
-    unnamed = Identity(stage, number, config, {}, "")
-    inputs = {argument: found[name].fingerprint for argument, name in unnamed.sources.items()}
+    sources = {}
+    for argument, made_by in stage.reads(config).items():
+        if made_by in found:  # else the recipe has no such stage
+            latest = named(made_by, number)
+            sources[argument] = latest if latest in found else made_by
+    if stage is SHARD and "triples" in sources:
+        for earlier in range(max(1, number - rounds.replay), number):
+            sources[f"replayed-{earlier}"] = named("judge", earlier)
+    if number > 1 and stage.models:
+        sources["models"] = named("train", number - 1)
+    inputs = {argument: found[name].fingerprint for argument, name in sources.items()}
     payload = {"stage": stage.name, "version": stage.version, "config": hashed, "inputs": inputs}
-    return replace(unnamed, payload=payload, fingerprint=fingerprint(payload))
-
-
-def _resolve(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[str, Any]]:
-    """The config to run with (real paths, fixed revisions) and the one to hash (identities in their place)."""
-    names: dict[str, tuple[Any, Any]] = {
-        field: model_identity(getattr(config, field), digests, f"{stage.name}.{field}") for field in stage.models
-    }
-    sources: dict[str, list[tuple[str, str]]] = {}
-    if stage.name == "shard":
-        if config.source is not None:
-            names["source"] = source_identity(config.source, digests, "shard.source")
-        for key in ("sources", "eval"):
-            sources[key] = [
-                source_identity(each.source, digests, f"shard.{key}.{i}.source")
-                for i, each in enumerate(getattr(config, key))
-            ]
-        names["tokenizer"] = model_identity(config.tokenizer, digests, "shard.tokenizer", tokenizer_only=True)
-        files = [source_identity(name, digests, "shard.decontaminate") for name in config.decontaminate]
-        names["decontaminate"] = tuple(name for name, _ in files), [identity for _, identity in files]
-    resolved = config.model_copy(update={field: name for field, (name, _) in names.items()})
-    hashed = config.model_dump(mode="json", exclude=set(stage.acceptance))
-    identity = hashed | {field: identity for field, (_, identity) in names.items()}
-    if stage.name == "shard" and config.chat.template is not None:
-        path, digest = file_identity(config.chat.template, digests, "shard.chat.template")
-        resolved = resolved.model_copy(update={"chat": config.chat.model_copy(update={"template": path})})
-        identity["chat"] = identity["chat"] | {"template": digest}
-    for key, found in sources.items():
-        several = [
-            each.model_copy(update={"source": name, "name": each.label})
-            for each, (name, _) in zip(getattr(config, key), found, strict=True)
-        ]
-        resolved = resolved.model_copy(update={key: tuple(several)})
-        identity[key] = [
-            each.model_dump(mode="json") | {"source": content}
-            for each, (_, content) in zip(several, found, strict=True)
-        ]
-    return resolved, identity
+    return Identity(stage, number, config, payload, fingerprint(payload), sources)
 
 
 def _check_context(field: str, model: str, max_length: int) -> None:
@@ -173,9 +145,9 @@ def _if_needed(step: Step, steps: dict[str, Step]) -> Step:
 
 
 def _with_news(step: Step, steps: dict[str, Step], store: Store) -> Step:
-    """Say how many pairs are new to a stage that takes over what it did for other inputs."""
-    inputs = [steps[made_by] for made_by in step.stage.inputs.values()]
-    if not step.stage.takes_over or step.state == State.HIT or any(made.state != State.HIT for made in inputs):
+    """Say how many pairs are new to the reference, whose scores of other pairs are taken over."""
+    inputs = [steps[name] for argument, name in step.sources.items() if argument != "models"]
+    if step.stage != SCORE or step.state == State.HIT or any(made.state != State.HIT for made in inputs):
         return step
     pairs, artifacts = PreferencePairs(inputs[0].folder), known(step, store)
     if not artifacts:
@@ -186,13 +158,16 @@ def _with_news(step: Step, steps: dict[str, Step], store: Store) -> Step:
 
 def known(identity: Identity, store: Store) -> list[Any]:
     """Artifacts that the same config, with the same models, made of other inputs."""
-    same = ("version", "config")
+
+    def of(payload: dict[str, Any]) -> Any:
+        """What it has to have in common with them."""
+        config = {key: value for key, value in payload["config"].items() if key not in identity.stage.selects}
+        return payload["version"], config, payload["inputs"].get("models")
+
     return [
         identity.stage.output(store.folder(manifest.stage, manifest.fingerprint))
         for manifest in store.manifests(identity.stage.name)
-        if all(manifest.payload[key] == identity.payload[key] for key in same)
-        and manifest.payload["inputs"].get("models") == identity.payload["inputs"].get("models")
-        and manifest.fingerprint != identity.fingerprint
+        if of(manifest.payload) == of(identity.payload) and manifest.fingerprint != identity.fingerprint
     ]
 
 

@@ -84,7 +84,11 @@ def _make(
     }
     config = step.config
     if trained := inputs.pop("models", None):
-        config = config.model_copy(update=dict.fromkeys(step.stage.models, str(store.on_disk(trained.policy))))
+        policy = str(store.on_disk(trained.policy))
+        several = {field: isinstance(getattr(config, field), tuple) for field in step.stage.models}
+        config = config.model_copy(update={field: (policy,) if many else policy for field, many in several.items()})
+    if replayed := [inputs.pop(argument) for argument in list(inputs) if argument.startswith("replayed-")]:
+        inputs["replayed"] = replayed[::-1]  # the latest first
     if step.stage.takes_over:
         inputs["known"] = known(step, store)
     name = step.stage.name

@@ -194,7 +194,6 @@ def test_a_source_says_what_the_whole_does_not() -> None:
     ("fields", "message"),
     [
         ({}, r"source\n +Field required"),
-        ({"source": None}, "there is no source. Give source, sources or first_of"),
         ({"source": ["a", "b"]}, r"a source is one name\. For the first one at hand .*first_of: \[\.\.\], .*sources: "),
         ({"source": "a", "sources": [{"source": "b"}]}, "source and sources are both given"),
         ({"sources": [{"source": "x/a"}, {"source": "y/a"}]}, r"2 sources are called a\. Give each a name"),

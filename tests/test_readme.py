@@ -25,6 +25,7 @@ from pipeline.cli import app
 from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster, Recipe
 from stages.engine.config import EngineResources
+from stages.sample.config import SampleConfig
 from stages.shard.config import Columns, Source
 from stages.train.config import Lora
 from stages.train.objective.named.loss import BY_NAME
@@ -312,8 +313,12 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "shard.sources": Source,
     "train.lora": Lora,
     "score.accept": Recipe.model_fields["score"].annotation.model_fields["accept"].annotation,
+    "sample": SampleConfig,
     **{name: Recipe.model_fields[name].annotation for name in ("shard", "score", "train")},
-    **{f"cluster.{name}": Cluster.model_fields[name].annotation for name in ("shard", "score", "train")},
+    **{
+        f"cluster.{name}": Cluster.model_fields[name].annotation
+        for name in ("sample", "judge", "shard", "score", "train")
+    },
 }
 
 
@@ -326,7 +331,7 @@ def test_tables_of_fields_are_those_of_the_sections() -> None:
     assert told.keys() == SECTIONS.keys()
     for section, fields in told.items():
         wanted = dict(SECTIONS[section].model_fields)
-        if section == "cluster.score":  # the engine's stand in its own table
+        if section in ("cluster.sample", "cluster.score"):  # the engine's stand in its own table
             wanted = {name: field for name, field in wanted.items() if name not in EngineResources.model_fields}
         assert fields.keys() == wanted.keys(), section
         for name, field in wanted.items():

@@ -42,7 +42,11 @@ def lines(tmp_path: Path, *overrides: str, **sections: object) -> list[str]:
         ("train.loss=[5]", "train.loss.0: Input should be a loss: its name, a section"),
         ("train.loss=[dpo, {name: sft, wait: 2}]", "train.loss.1.wait: no such key; did you mean weight?"),
         ("train.loss={name: [ipo]}", "train.loss: there is no loss ['ipo']; did you mean ipo?"),
-        ("rounds=x", "rounds: Input should be a valid integer, unable to parse string as an integer (given: 'x')"),
+        (
+            "rounds=x",
+            "rounds: Input should be a valid integer, unable to parse string as an integer, or a section with keys of "
+            "its own, such as count, sample, replay (given: 'x')",
+        ),
         ("train.lr=true", "train.lr: Input should be a number (given: True)"),
         ("train.adam_betas=[true, 0.9]", "train.adam_betas.0: Input should be a number (given: True)"),
         ("train.loss=[dpo, {name: sft, weight: yes}]", "train.loss.1.weight: Input should be a number (given: True)"),

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from pipeline.recipe.hints import of_key, of_loss, sections_of
 from pipeline.recipe.sections import Cluster, Recipe
+from stages.judge.config import JudgeConfig
 from stages.train.objective.named.loss import BY_NAME
 
 Key = tuple[Any, ...]
@@ -78,6 +79,10 @@ def _say(file: type[BaseModel], key: Key, same: list[Any], content: dict[str, An
 def _text(problem: Any, kind: Any) -> str:
     """`kind` is what can stand there."""
     match problem["type"]:
+        case "union_tag_invalid" | "union_tag_not_found" if problem["loc"][0] == "judge":
+            known = ", ".join(str(_tag(each)) for each in get_args(get_args(JudgeConfig)[0]))
+            named = problem["ctx"].get("tag")
+            return f"there is no judge {_short(named)}; known: {known}" if named else f"give it a name: {known}"
         case "union_tag_invalid":
             return f"there is no loss {_short(problem['ctx']['tag'])}; {of_loss(problem['ctx']['tag'])}"
         case "model_attributes_type":
@@ -120,7 +125,16 @@ def _chosen(kinds: list[Any], name: str) -> Any:
     """The kind that pydantic calls `name`: after its loss, its class, or what it holds."""
     if BY_NAME.get(name) in kinds:
         return BY_NAME[name]
+    named = {_tag(kind): kind for kind in kinds}
+    if name in named:
+        return named[name]
     return next((kind for kind in kinds if name == str(kind) or (sections_of(kind) and kind.__name__ in name)), None)
+
+
+def _tag(kind: Any) -> str | None:
+    """The one name that a section can have."""
+    field = kind.model_fields.get("name") if sections_of(kind) else None
+    return get_args(field.annotation)[0] if field and get_args(field.annotation) else None
 
 
 def _part(kind: Any, name: Any) -> Any:

@@ -113,4 +113,5 @@ def _in_its_file(key: str) -> str:
 def _of_other_losses(name: str, siblings: list[str]) -> str:
     owners = [loss for loss, kind in BY_NAME.items() if name in kind.model_fields]
     shown = ", ".join(owners if len(owners) < 6 else [*owners[:5], ".."])
-    return f"known: {', '.join(siblings)}; {name} is a key of {shown}"
+    told = f"known: {', '.join(siblings)}"
+    return f"{told}; {name} is a key of {shown}" if owners else f"{told}; {name} is a key of others of its kind"

@@ -28,7 +28,9 @@ def load(recipe: Path, cluster: Path, overrides: Sequence[str]) -> tuple[Recipe,
     what.setdefault("name", recipe.stem)
     spread = _spread_model(what)
     _choose_source(what)
+    _place_judge(what, recipe.parent)
     checked = _calibrated(_check(Recipe, what, recipe, spread))
+    _check_source(checked)
     _check_rows(checked)
     _check_rounds(checked)
     _check_quantized(checked)
@@ -73,13 +75,42 @@ def _spread_model(what: dict[str, Any]) -> dict[Key, Key]:
     """
     model = what.pop("model", None)
     spread: dict[Key, Key] = {}
-    for section, key in (("shard", "tokenizer"), ("score", "model"), ("train", "policy")):
+    places: list[tuple[str, str, Any]] = [("shard", "tokenizer", model), ("score", "model", model)]
+    places.append(("train", "policy", model))
+    if isinstance(what.get("sample"), dict):
+        places += [("sample", "tokenizer", model), ("sample", "models", [model])]
+    for section, key, value in places:
         content = {} if what.get(section) is None else what[section]
         if isinstance(content, dict):
             if key not in content:
                 spread[section, key] = ("model",)
-            what[section] = content if model is None else {key: model} | content
-    return spread if model is not None or len(spread) == 3 else {}
+            what[section] = content if model is None else {key: value} | content
+    return spread if model is not None or len(spread) == len(places) else {}
+
+
+def _place_judge(what: dict[str, Any], folder: Path) -> None:
+    """A judge's function lies beside the recipe, and its triples are what `shard` reads where that names nothing."""
+    judge, shard = what.get("judge"), what.get("shard")
+    if not isinstance(judge, dict):
+        return
+    if judge.get("name") == "function":
+        judge["folder"] = str(folder.resolve())
+    if isinstance(shard, dict) and not any(key in shard for key in ("source", "first_of", "sources")):
+        shard["source"] = None
+
+
+def _check_source(recipe: Recipe) -> None:
+    shard = recipe.shard
+    if recipe.judge is not None and recipe.sample is None:
+        raise RecipeError("judge judges what sample draws, and there is no sample. Add it: sample: {source: ..}")
+    if recipe.judge is not None and not shard.unread:
+        return
+    if recipe.judge is not None:
+        raise RecipeError(
+            f"shard reads {shard.named} and, by itself, what judge makes. Leave out shard.source, or judge"
+        )
+    if not shard.unread:
+        raise RecipeError("shard: there is no source. Give source, sources or first_of; or sample and judge")
 
 
 def _choose_source(what: dict[str, Any]) -> None:
@@ -130,15 +161,22 @@ def _check_rows(recipe: Recipe) -> None:
 
 
 def _check_rounds(recipe: Recipe) -> None:
-    train = recipe.train
-    if recipe.rounds > 1 and not train.loss.reference:
+    train, rounds = recipe.train, recipe.all_rounds
+    if rounds.sample and (recipe.judge is None or recipe.sample is None):
+        raise RecipeError("rounds.sample: true draws anew in each round, and the recipe has not both sample and judge")
+    if rounds.sample and recipe.sample is not None and len(recipe.sample.models) > 1:
         raise RecipeError(
-            f"rounds: {recipe.rounds} refreshes the reference between trainings, and train.loss {train.loss.name} has "
+            f"rounds.sample: true draws from the policy, and sample.models names {len(recipe.sample.models)} models. "
+            "Name one"
+        )
+    if rounds.count > 1 and not train.loss.reference and not rounds.sample:
+        raise RecipeError(
+            f"rounds: {rounds.count} refreshes the reference between trainings, and train.loss {train.loss.name} has "
             "none. Leave rounds out, or take a loss with a reference"
         )
-    if recipe.rounds > 1 and train.lora is not None and not train.lora.merge:
+    if rounds.count > 1 and train.lora is not None and not train.lora.merge:
         raise RecipeError(
-            f"rounds: {recipe.rounds} scores and trains the policy of the round before, and with train.lora only its "
+            f"rounds: {rounds.count} scores and trains the policy of the round before, and with train.lora only its "
             "adapter is exported. Set train.lora.merge: true"
         )
 

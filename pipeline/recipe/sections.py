@@ -1,8 +1,10 @@
 """Recipe (what to do) and Cluster (where): the sections of their files. Only the recipe decides what is made."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.config import Config, Count
+from stages.judge.config import JudgeConfig, JudgeResources
+from stages.sample.config import SampleConfig, SampleResources
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.shard.config import ShardConfig, ShardResources
 from stages.train.config import TrainConfig, TrainResources
@@ -15,14 +17,34 @@ class Wandb(Config):
     entity: str | None = None
 
 
+class Rounds(Config):
+    """Each after the first has the policy of the one before for its start and its reference (TR-DPO)."""
+
+    count: Count = 1
+    sample: bool = False  # and for what writes its completions: on-policy
+    replay: int = Field(0, ge=0)  # pairs of so many earlier rounds are trained on as well
+
+    @model_validator(mode="after")
+    def _replays_samples(self) -> "Rounds":
+        if self.replay and not self.sample:
+            raise ValueError("replay keeps pairs of earlier rounds, and without sample: true all rounds have the same")
+        return self
+
+
 class Recipe(Config):
     name: str
+    sample: SampleConfig | None = None
+    judge: JudgeConfig | None = None
     shard: ShardConfig
     score: ScoreConfig
     train: TrainConfig
-    rounds: Count = 1  # each after the first has the policy of the one before for its start and its reference (TR-DPO)
+    rounds: Count | Rounds = 1  # a number, or {count: .., sample: true}
     wandb: Wandb | None = None
     tensorboard: bool = False  # event files of training, beside the logs
+
+    @property
+    def all_rounds(self) -> Rounds:
+        return self.rounds if isinstance(self.rounds, Rounds) else Rounds(count=self.rounds)
 
 
 class Cluster(Config):
@@ -33,6 +55,8 @@ class Cluster(Config):
     dashboard_seconds: float = Field(60, ge=0)  # for a cluster that is starting to be ready for jobs
     python: str = "python"  # the interpreter of a submitted job, as a shell on the cluster's head node finds it
     env_vars: dict[str, str] = {}  # for all Ray workers
+    sample: SampleResources = SampleResources()
+    judge: JudgeResources = JudgeResources()
     shard: ShardResources = ShardResources()
     score: ScoreResources = ScoreResources()
     train: TrainResources = TrainResources()

@@ -66,7 +66,8 @@ def print_done(done: list[Done], console: Console) -> None:
         column.no_wrap = True
     for row in done:
         facts = row.step.manifest.facts
-        count = f"{facts['steps']} steps" if "steps" in facts else f"{facts['pairs']} pairs"
+        counted = next(name for name in ("steps", "pairs", "triples", "completions") if name in facts)
+        count = f"{facts[counted]} {counted}"
         tokens = f"{facts['tokens']:,}" if "tokens" in facts else ""
         figures = "\n".join(_key_figures(facts))
         table.add_row(row.step.name, row.state, count, tokens, f"{row.seconds:.1f}", figures)
@@ -108,6 +109,11 @@ _KEY_FIGURES = {
     "near_duplicates": "held out near trained",
     "longer_chosen": "longer chosen",
     "paths": "by",
+    "mean_tokens": "tokens each",
+    "per_token": "a token",  # nats
+    "mean_margin": "margin",
+    "faults": "faults",
+    "failed": "failed",
     "taken_over": "taken over",
     "unscored": "unscored",
     "ref_accuracy": "ref accuracy",

@@ -134,8 +134,6 @@ class ShardConfig(Selection):
 
     @model_validator(mode="after")
     def _are_told_apart(self) -> "ShardConfig":
-        if self.source is None and not self.sources and self.first_of is None:
-            raise ValueError("there is no source. Give source, sources or first_of")
         unnamed = [each.source for each in self.eval if each.name is None]
         if unnamed:
             raise ValueError(f"shard.eval: {unnamed[0]} has no name. Its metrics need one: name: ..")
@@ -144,6 +142,11 @@ class ShardConfig(Selection):
             if labels.count(label) > 1:
                 raise ValueError(f"{labels.count(label)} sources are called {label}. Give each a name of its own")
         return self
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """A set that is named is read instead of what a judge has made."""
+        return frozenset({"triples"} if self.source is not None or self.sources or self.first_of is not None else ())
 
     @property
     def all_sources(self) -> tuple[Source, ...]:

@@ -19,7 +19,8 @@ import ray
 from stages.artifacts import PreferencePairs
 from stages.errors import ContractError, out_of_ray
 from stages.progress import Progress, Silent
-from stages.shard.config import ShardConfig, ShardResources
+from stages.samples import Triples
+from stages.shard.config import ShardConfig, ShardResources, Source
 from stages.shard.parts.part import LARGEST, merge_rejects
 from stages.shard.reading.source import Slice
 from stages.shard.reading.survey import sample, survey
@@ -33,13 +34,23 @@ _WANTED = ("tie", "held_out", "contaminated")  # reasons that are no fault of a 
 
 
 def shard(
-    config: ShardConfig, *, out: Path, resources: ShardResources, progress: Progress | None = None
+    config: ShardConfig,
+    *,
+    triples: Triples | None = None,
+    replayed: Sequence[Triples] = (),
+    out: Path,
+    resources: ShardResources,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the PreferencePairs of `config` under `out` and return the facts of the work.
+
+    `triples`: read instead of a source, and `replayed`, those of earlier rounds, with them.
 
     Raises RecipeError for a source or tokenizer that cannot serve, ContractError when too many rows are dropped.
     """
     progress = progress or Silent()
+    if triples is not None:
+        config = _of_judge(config, triples, replayed)
     with out_of_ray():
         work = survey(config, resources.rows_per_task, _on_workers)
     told = [
@@ -67,6 +78,16 @@ def shard(
         "notices": notices + sorted({notice for each in done for notice in each.notices}),
         "report": report_of(out),
     }
+
+
+def _of_judge(config: ShardConfig, triples: Triples, replayed: Sequence[Triples]) -> ShardConfig:
+    """With sources: this round's triples, and those of earlier ones."""
+    sources = []
+    for number, each in enumerate((triples, *replayed)):
+        columns = config.columns.model_copy(update={"margin": "margin"} if each.graded else {})
+        name = f"replayed-{number}" if number else "judged"
+        sources.append(Source(source=each.source, name=name, columns=columns))
+    return config.model_copy(update={"sources": tuple(sources)})
 
 
 def _on_workers(function: Callable[[Slice], Any], pieces: Sequence[Slice]) -> list[Any]:

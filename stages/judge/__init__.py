@@ -1,0 +1,1 @@
+"""completions -> triples, by what a judge says of them."""

@@ -1,0 +1,1 @@
+"""prompts -> completions of one model or several, with their log-probs."""
