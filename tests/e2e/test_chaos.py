@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import ROOT, Project, make_project
+from conftest import ROOT, Project, make_project, slowed
 from ray.util.state import list_actors
 
 from stages.artifacts import Manifest
@@ -32,9 +32,10 @@ def finish(driver: subprocess.Popen) -> str:
 
 @pytest.fixture
 def project(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> Project:
-    """24 parts on two actors, slow ones. The tokenizer has one token that the model lacks, and one triple uses it.
+    """24 parts on two actors. The tokenizer has one token that the model lacks, and one triple uses it.
 
-    What would say so before (the model beside the tokenizer, the largest id in the manifest) is not there.
+    What would say so before (the model beside the tokenizer, the largest id in the manifest) is not there. A part
+    has few pairs: the poisonous one is found by a death of the engine for each halving.
     """
     from transformers import AutoTokenizer
 
@@ -43,9 +44,9 @@ def project(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> Project:
     tokenizer.add_tokens(["<poison>"])
     assert tokenizer.convert_tokens_to_ids("<poison>") == 320  # the model has the ids 0 to 319
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    project = make_project(tmp_path, tiny_model, num_triples=240)
+    project = make_project(tmp_path, tiny_model, num_triples=104)
     triples = (tmp_path / "triples.jsonl").read_text()
-    (tmp_path / "triples.jsonl").write_text(triples.replace("number 123?", "number <poison>?"))
+    (tmp_path / "triples.jsonl").write_text(triples.replace("number 47?", "number <poison>?"))
     recipe = yaml.safe_load(project.recipe.read_text())
     recipe["shard"] |= {"num_parts": 24, "tokenizer": str(tmp_path / "tokenizer")}
     project.recipe.write_text(yaml.safe_dump(recipe))
@@ -76,11 +77,15 @@ def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
     manifest_file.write_text(manifest_file.read_text().replace('"largest_id"', '"largest_id_before"'))
     folder = project.plan()["score"].folder
     driver = start(project, "--only", "score")
-    wait_for(4, folder, driver)
-    os.kill(scorers(ray_cluster)[0], signal.SIGKILL)
-    wait_for(10, folder, driver)  # with the engine of the poisonous pair raising somewhere in between
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    while len(actors := scorers(ray_cluster)) < 2:
+        assert driver.poll() is None, driver.stdout.read()
+    wait_for(1, folder, driver)
+    with slowed(actors):
+        wait_for(4, folder, driver)
+        os.kill(actors[0], signal.SIGKILL)
+        wait_for(10, folder, driver)  # with the engine of the poisonous pair raising somewhere in between
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
     finished = parts_of(folder)
     assert 10 <= len(finished) < 24
     assert not (folder / "manifest.json").exists()
@@ -89,7 +94,7 @@ def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
     finish(start(project, "--only", "score"))
     assert {name: parts_of(folder)[name] for name in finished} == finished
     manifest = Manifest.read(folder)
-    assert manifest.facts["pairs"] == 240
+    assert manifest.facts["pairs"] == 104
     (poisonous,) = pq.read_table(folder / "rejects.parquet").to_pylist()
     assert "IndexError" in poisonous["error"]
     errors = pq.read_table(folder / poisonous["part"], columns=["error"])["error"]
@@ -97,7 +102,7 @@ def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
 
     elsewhere = project.folder / "undisturbed"
     shutil.copytree(project.folder / "runs" / "shard", elsewhere / "shard")
-    (undisturbed,) = project.run(f"cluster.root={elsewhere}", stages=["score"]).values()
+    (undisturbed,) = project.run(f"cluster.root={elsewhere}", "cluster.score.actors=1", stages=["score"]).values()
     assert undisturbed.step.manifest.files == manifest.files
 
 
