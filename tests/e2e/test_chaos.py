@@ -82,7 +82,7 @@ def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
     wait_for(1, folder, driver)
     with slowed(actors):
         wait_for(4, folder, driver)
-        os.kill(actors[0], signal.SIGKILL)
+        os.kill(scorers(ray_cluster)[0], signal.SIGKILL)  # of `actors` the poisonous pair may have had one
         wait_for(10, folder, driver)  # with the engine of the poisonous pair raising somewhere in between
         driver.send_signal(signal.SIGKILL)
         driver.wait()
