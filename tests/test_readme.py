@@ -3,6 +3,7 @@
 A command that belongs to no kind below fails: say here how that kind is tried.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import typer
 import yaml
 from conftest import ROOT
 from pydantic import BaseModel
+from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.recipe.load import load
@@ -140,10 +142,10 @@ def check_raydpo(words: list[str], checkout: Path) -> None:
         "submit": (2, f"no Ray dashboard answers at {NOBODY}"),
     }["show pairs" if "--pairs" in arguments else command]
     dry = ["--dry-run"] if command in ("run", "sweep") else []
-    done = run([sys.executable, "-m", "pipeline", command, *arguments, *dry], checkout)
-    told = done.stdout + done.stderr
-    assert done.returncode == status, told
-    assert message in told
+    with contextlib.chdir(checkout):  # in this process: tests/e2e runs whole command lines
+        done = CliRunner().invoke(app, [command, *arguments, *dry])
+    assert done.exit_code == status, done.output
+    assert message in done.output
 
 
 def check_make(words: list[str], _: Path) -> None:
