@@ -4,8 +4,9 @@ MODEL := .models/SmolLM2-135M-Instruct
 
 .PHONY: demo test test-gpu check lint bench-shard bench-train bench-sample bench-score bench-scale bench-checkpoint bench-memory bench-load clean
 
-demo: .venv/.runtime $(MODEL)  ## install, then run the three stages on the embedded triples
+demo: .venv/.runtime $(MODEL)  ## install, run all stages on the embedded triples, show what they changed
 	$(BIN)/raydpo run configs/recipes/demo.yaml
+	$(BIN)/raydpo show configs/recipes/demo.yaml --samples 3
 
 test: .venv/.dev $(MODEL)  ## all tests, in two processes
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder

@@ -8,21 +8,17 @@ import typer
 from rich.console import Console
 
 from pipeline.arguments import LAPTOP, AsJson, ClusterFile, Overrides, RecipeFile, errors, load_all, selected_of
-from pipeline.graph import SHARD
 from pipeline.look import look
 from pipeline.plan import State, Step
 from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster
 from pipeline.runner import run
-from pipeline.store import Store, damage
+from pipeline.store import damage
 from pipeline.sweep.command import sweep_command
 from pipeline.view.tables import print_done, print_facts, print_line, print_plan
-from stages.artifacts import PreferencePairs
-from stages.errors import MissingArtifact
-from stages.shard.config import ShardConfig
 
 app = typer.Typer(
-    help="Preference tuning on Ray: (sample -> judge ->) shard -> score -> train.", no_args_is_help=True,
+    help="Preference tuning on Ray: (sample -> judge ->) shard -> score -> train (-> evaluate).", no_args_is_help=True,
     add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
@@ -81,11 +77,20 @@ def show(
     as_json: AsJson = False,
     pairs: Annotated[int | None, typer.Option(metavar="N", min=1, help="decoded pairs instead, tokens marked")] = None,
     rejects: Annotated[bool, typer.Option("--rejects", help="rows that made no pair instead, with the reason")] = False,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="what reference and policy write instead, side by side")
+    ] = None,
 ) -> None:
-    """Show the artifacts of a recipe: facts, identity, provenance; or pairs as the model sees them."""
+    """Show the artifacts of a recipe: facts, identity, provenance; or pairs as the model sees them, or samples."""
     _, _, store, steps = load_all(recipe, cluster, set_)
-    if pairs or rejects:
-        _show_pairs(next(step for step in steps if step.stage == SHARD), store, pairs, rejects, as_json)
+    if pairs or rejects or samples:
+        from pipeline.view.rows import show_pairs, show_samples
+
+        with errors(Console(stderr=True)):
+            if samples:
+                show_samples(steps, samples, as_json)
+            if pairs or rejects:
+                show_pairs(steps, store, pairs, rejects, as_json)
         return
     found = [step for step in steps if step.state == State.HIT]
     if as_json:
@@ -101,31 +106,6 @@ def show(
     for step in steps:
         if step.state != State.HIT:
             print(f"{step.name}: {step.state}: {step.why}")
-
-
-def _show_pairs(step: Step, store: Store, pairs: int | None, rejects: bool, as_json: bool) -> None:
-    from pipeline.view import pairs as view  # it decodes, with transformers
-
-    console, config = Console(), step.config
-    assert isinstance(config, ShardConfig)
-    with errors(Console(stderr=True)):
-        made = step.state == State.HIT
-        # A stage that stopped for its rejects has left them where it was at work, and these say why there are no pairs.
-        folder = step.folder if made else store.draft(step.stage.name, step.fingerprint)
-        shown = view.read_pairs(PreferencePairs(folder), pairs, config.tokenizer) if pairs and made else None
-        aside = None
-        if rejects and (made or not pairs or (folder / "rejects.parquet").exists()):
-            aside = view.read_rejects(PreferencePairs(folder), pairs or 5)
-        if as_json and (shown is not None or aside is not None):
-            print(view.as_json(shown, aside))
-        elif not as_json:
-            view.print_pairs(shown or [], console)
-            if aside:
-                view.print_rejects(aside, console)
-        if pairs and not made:
-            raise MissingArtifact(
-                f"there are no pairs yet: shard is a {step.state}. Make them: raydpo run RECIPE --only shard"
-            )
 
 
 @app.command()

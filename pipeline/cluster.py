@@ -62,6 +62,11 @@ def check_fits(cluster: Cluster, have: dict[str, float]) -> None:
     for field, count, resources in (
         ("score.actors", cluster.score.actors, (cluster.score.cpus_per_actor, cluster.score.gpus_per_actor)),
         ("train.workers", cluster.train.fewest_workers, (cluster.train.cpus_per_worker, cluster.train.gpus_per_worker)),
+        (
+            "evaluate.actors",
+            cluster.evaluate.actors,
+            (cluster.evaluate.cpus_per_actor, cluster.evaluate.gpus_per_actor),
+        ),
     ):
         for kind, each in zip(("CPU", "GPU"), resources, strict=True):
             if count * each > have.get(kind, math.inf):

@@ -14,9 +14,13 @@ from typing import Literal
 
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.config import Config
+from stages.evaluate.evaluation import Evaluation
 from stages.samples import Completions, Triples
 
-Handle = type[Completions] | type[Triples] | type[PreferencePairs] | type[ReferenceLogprobs] | type[PolicyCheckpoint]
+Handle = (
+    type[Completions] | type[Triples] | type[PreferencePairs] | type[ReferenceLogprobs] | type[PolicyCheckpoint]
+    | type[Evaluation]
+)  # fmt: skip
 Each = Literal["never", "on policy", "always"]
 
 
@@ -32,6 +36,7 @@ class Stage:
     takes_over: bool = False  # it has an argument `known`: artifacts of the same config made of other inputs
     selects: tuple[str, ...] = ()  # config fields in which `known` may differ: what is asked, not what is answered
     optional: bool = False  # a recipe need not have it
+    loads: tuple[str, ...] = ()  # of inputs: policies of the last round, each the config's field of that name
 
     def reads(self, config: Config) -> dict[str, str]:
         """Those of `inputs` that it makes use of with this config."""
@@ -58,6 +63,11 @@ SCORE = Stage(
 TRAIN = Stage(
     "train", version=5, inputs={"pairs": "shard", "logprobs": "score"}, output=PolicyCheckpoint, models=("policy",)
 )
+EVALUATE = Stage(
+    "evaluate", version=1, inputs={"pairs": "shard", "logprobs": "score", "policy": "train"}, output=Evaluation,
+    models=("policy", "reference"), acceptance=("judge_folder",), each_round="never", optional=True,
+    loads=("policy",),
+)  # fmt: skip
 
 
 def named(stage: str, number: int) -> str:
@@ -65,4 +75,4 @@ def named(stage: str, number: int) -> str:
     return f"{stage}-{number}" if number > 1 else stage
 
 
-STAGES = {stage.name: stage for stage in (SAMPLE, JUDGE, SHARD, SCORE, TRAIN)}
+STAGES = {stage.name: stage for stage in (SAMPLE, JUDGE, SHARD, SCORE, TRAIN, EVALUATE)}

@@ -59,20 +59,24 @@ def identify(recipe: Recipe, digests: Digests) -> dict[str, Identity]:
     """Raises RecipeError where a file or model that the recipe names is not there, or cannot do what is asked."""
     found: dict[str, Identity] = {}
     rounds = recipe.all_rounds
-    for stage in STAGES.values():
-        if (section := getattr(recipe, stage.name)) is None:
-            continue
-        config, identity = resolve(section, stage, digests)
-        found[stage.name] = _identity(stage, 1, config, identity, found, rounds)
-        for field in stage.models:
-            if stage.name != "sample":
-                _check_context(f"{stage.name}.{field}", getattr(config, field), recipe.shard.max_length)
+    given = [(stage, each) for stage in STAGES.values() if (each := getattr(recipe, stage.name)) is not None]
+    resolved = [(stage, *resolve(each, stage, digests)) for stage, each in given]
+    for stage, config, identity in resolved:
+        if recipe.shard is not None and stage.name != "sample":
+            for field in stage.models:
+                if (model := getattr(config, field)) is not None:
+                    _check_context(f"{stage.name}.{field}", model, recipe.shard.max_length)
+        if not stage.loads:
+            found[stage.name] = _identity(stage, 1, config, identity, found, rounds)
     again = ("always", "on policy") if rounds.sample else ("always",)
     first = [one for one in found.values() if one.stage.each_round in again]
     for number in range(2, rounds.count + 1):
         for one in first:
             hashed = one.payload["config"] | dict.fromkeys(one.stage.models, f"policy of round {number - 1}")
             found[named(one.stage.name, number)] = _identity(one.stage, number, one.config, hashed, found, rounds)
+    for stage, config, identity in resolved:
+        if stage.loads:  # the last policy, which has to be known by then
+            found[stage.name] = _identity(stage, 1, config, identity, found, rounds)
     return found
 
 
@@ -83,7 +87,7 @@ def _identity(
     sources = {}
     for argument, made_by in stage.reads(config).items():
         if made_by in found:  # else the recipe has no such stage
-            latest = named(made_by, number)
+            latest = named(made_by, rounds.count if argument in stage.loads else number)
             sources[argument] = latest if latest in found else made_by
     if stage is SHARD and "triples" in sources:
         for earlier in range(max(1, number - rounds.replay), number):
@@ -138,7 +142,7 @@ def look_up(identity: Identity, store: Store) -> Step:
 def _if_needed(step: Step, steps: dict[str, Step]) -> Step:
     """A stage that others could read, and none of them does, has nothing to do."""
     readers = [other for other in steps.values() if step.stage.name in other.stage.inputs.values()]
-    if not readers or any(step.name in other.sources.values() for other in readers):
+    if not readers or any(step.name in other.sources.values() for other in steps.values()):
         return step
     why = "; ".join(f"{other.name} reads no {step.stage.output.__name__} with this recipe" for other in readers)
     return replace(step, state=State.NOT_NEEDED, why=why)

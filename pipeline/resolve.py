@@ -12,13 +12,19 @@ from stages.judge.source import digest_of, modules_of
 def resolve(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[str, Any]]:
     """The config to run with (real paths, fixed revisions) and the one to hash (identities in their place)."""
     names: dict[str, tuple[Any, Any]] = {
-        field: _models(getattr(config, field), digests, f"{stage.name}.{field}") for field in stage.models
+        field: _models(named, digests, f"{stage.name}.{field}")
+        for field in stage.models
+        if (named := getattr(config, field)) is not None
     }
     if stage.name == "judge":
         return _judge(config, stage, digests)
     if stage.name == "sample":
         names["source"] = source_identity(config.source, digests, "sample.source")
         names["tokenizer"] = model_identity(config.tokenizer, digests, "sample.tokenizer", tokenizer_only=True)
+    if stage.name == "evaluate" and config.prompts is not None:
+        names["prompts"] = file_identity(config.prompts, digests, "evaluate.prompts")
+    if stage.name == "evaluate" and config.judge is not None:
+        names["judge"] = config.judge, f"{config.judge} {digest_of(modules_of(config.judge, config.judge_folder))}"
     sources: dict[str, list[tuple[str, str]]] = {}
     if stage.name == "shard":
         if config.source is not None:

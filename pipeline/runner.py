@@ -89,6 +89,9 @@ def _make(
         config = config.model_copy(update={field: (policy,) if many else policy for field, many in several.items()})
     if replayed := [inputs.pop(argument) for argument in list(inputs) if argument.startswith("replayed-")]:
         inputs["replayed"] = replayed[::-1]  # the latest first
+    for argument in step.stage.loads:
+        if checkpoint := inputs.pop(argument, None):
+            config = config.model_copy(update={argument: str(store.on_disk(checkpoint.policy))})
     if step.stage.takes_over:
         inputs["known"] = known(step, store)
     name = step.stage.name

@@ -187,10 +187,11 @@ class Project:
     """A recipe on a tiny model and its triples, with a root of its own; run in this process."""
 
     folder: Path
+    recipe_file: Path | None = None
 
     @property
     def recipe(self) -> Path:
-        return self.folder / "recipe.yaml"
+        return self.recipe_file or self.folder / "recipe.yaml"
 
     @property
     def cluster(self) -> Path:

@@ -9,6 +9,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,9 +28,11 @@ from pipeline.cli import app
 from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster, Recipe
 from stages.engine.config import EngineResources
+from stages.evaluate.config import EvaluateConfig
 from stages.sample.config import SampleConfig
-from stages.shard.config import Columns, Source
-from stages.train.config import Lora
+from stages.score.config import Acceptance, ScoreConfig
+from stages.shard.config import Columns, ShardConfig, Source
+from stages.train.config import Lora, TrainConfig
 from stages.train.objective.named.loss import BY_NAME
 
 IGNORED = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()] + [".*"]
@@ -118,6 +121,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
             content["shard"] |= {"source": str(ROOT / "configs/data/demo_triples.jsonl"), "max_length": 128}
         copy.write_text(yaml.safe_dump(content))
     (folder / "my.yaml").write_text((folder / "configs/recipes/demo.yaml").read_text())
+    for place in (folder, folder / "configs/recipes"):  # the demo's judge lies beside its recipe
+        shutil.copy(ROOT / "configs/recipes/sentiment.py", place)
     return folder
 
 
@@ -138,9 +143,10 @@ def check_raydpo(words: list[str], checkout: Path) -> None:
         "show": (0, "{}" if "--json" in arguments else "train: miss: never made"),
         "verify": (1, "train: miss: never made"),
         "show pairs": (2, "there are no pairs yet: shard is a miss"),
+        "show samples": (2, "there are no samples yet: evaluate is a miss"),
         "sweep": (0, "not begun"),
         "submit": (2, f"no Ray dashboard answers at {NOBODY}"),
-    }["show pairs" if "--pairs" in arguments else command]
+    }[next((f"show {rows}" for rows in ("pairs", "samples") if f"--{rows}" in arguments), command)]
     dry = ["--dry-run"] if command in ("run", "sweep") else []
     with contextlib.chdir(checkout):  # in this process: tests/e2e runs whole command lines
         done = CliRunner().invoke(app, [command, *arguments, *dry])
@@ -314,12 +320,15 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "engine": EngineResources,
     "shard.sources": Source,
     "train.lora": Lora,
-    "score.accept": Recipe.model_fields["score"].annotation.model_fields["accept"].annotation,
+    "score.accept": Acceptance,
     "sample": SampleConfig,
-    **{name: Recipe.model_fields[name].annotation for name in ("shard", "score", "train")},
+    "shard": ShardConfig,
+    "score": ScoreConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
     **{
         f"cluster.{name}": Cluster.model_fields[name].annotation
-        for name in ("sample", "judge", "shard", "score", "train")
+        for name in ("sample", "judge", "shard", "score", "train", "evaluate")
     },
 }
 
@@ -333,7 +342,7 @@ def test_tables_of_fields_are_those_of_the_sections() -> None:
     assert told.keys() == SECTIONS.keys()
     for section, fields in told.items():
         wanted = dict(SECTIONS[section].model_fields)
-        if section in ("cluster.sample", "cluster.score"):  # the engine's stand in its own table
+        if section in ("cluster.sample", "cluster.score", "cluster.evaluate"):  # the engine's stand in its own table
             wanted = {name: field for name, field in wanted.items() if name not in EngineResources.model_fields}
         assert fields.keys() == wanted.keys(), section
         for name, field in wanted.items():
@@ -374,6 +383,7 @@ def test_a_snippet_loads(path: Path, text: str, tmp_path: Path) -> None:
     files: dict[str, Any] = {
         "# my.yaml": {"model": "m", "shard": {"source": "s.jsonl"}, "score": {}, "train": {}},
         "# cluster.yaml": {},
+        "# alone.yaml": {},  # a whole recipe
     }
     which = text.splitlines()[0]
     assert which in files, f"{name_of(path)}: the first line of a snippet is one of {', '.join(files)}"
@@ -384,7 +394,8 @@ def test_a_snippet_loads(path: Path, text: str, tmp_path: Path) -> None:
         files[which][section] = before | value if isinstance(before, dict) else value
     for name, sections in files.items():
         (tmp_path / name.removeprefix("# ")).write_text(yaml.safe_dump(sections))
-    load(tmp_path / "my.yaml", tmp_path / "cluster.yaml", [])
+    recipe = "alone.yaml" if which == "# alone.yaml" else "my.yaml"
+    load(tmp_path / recipe, tmp_path / "cluster.yaml", [])
 
 
 @pytest.mark.parametrize("path", READMES, ids=name_of)

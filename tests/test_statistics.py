@@ -97,11 +97,15 @@ def test_labels_drawn_from_the_model_are_calibrated_and_overconfidence_is_measur
     # The same order with a confidence of nearly 1: what is missing is the share that is wrong.
     sure = calibration(np.sign(rewards) * 20, np.arange(20_000))
     assert sure["ece"].value == pytest.approx(1 - right.mean(), abs=1e-6)
-    assert sure["bins"] == [[pytest.approx(0.95), 20_000, pytest.approx(1, abs=1e-6), pytest.approx(right.mean())]]
+    (one,) = sure["bins"]
+    assert one == {
+        "from": pytest.approx(0.95), "pairs": 20_000, "confidence": pytest.approx(1, abs=1e-6),
+        "right": pytest.approx(right.mean()),
+    }  # fmt: skip
     # A policy that is the reference believes 1/2, and is half right.
     start = calibration(np.zeros(10), np.arange(10))
     assert start["ece"].value == 0
-    assert start["bins"] == [[0.5, 10, 0.5, 0.5]]
+    assert start["bins"] == [{"from": 0.5, "pairs": 10, "confidence": 0.5, "right": 0.5}]
 
 
 def test_wins_ties_and_both_orders() -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from pipeline.recipe.evaluated import MODELS, check_evaluated, stages_of
 from pipeline.recipe.explain import Key, explain, explain_truths
 from pipeline.recipe.reading import parse, read
 from pipeline.recipe.sections import Cluster, Recipe
@@ -26,14 +27,15 @@ def load(recipe: Path, cluster: Path, overrides: Sequence[str]) -> tuple[Recipe,
         _override(what, where, override)
     _name_loss(what)
     what.setdefault("name", recipe.stem)
-    spread = _spread_model(what)
+    spread = _spread_model(what, stages_of(what))
     _choose_source(what)
     _place_judge(what, recipe.parent)
-    checked = _calibrated(_check(Recipe, what, recipe, spread))
+    checked = _followed(_check(Recipe, what, recipe, spread))
     _check_source(checked)
     _check_rows(checked)
     _check_rounds(checked)
     _check_quantized(checked)
+    check_evaluated(checked)
     return checked, _check(Cluster, where, cluster, {})
 
 
@@ -63,34 +65,38 @@ def _assign(target: dict[str, Any], keys: list[str], value: Any, override: str) 
 
 def _name_loss(what: dict[str, Any]) -> None:
     """`loss: ipo` is `loss: {name: ipo}`: so `--set train.loss.beta=..` finds a section."""
-    train = what.get("train")
-    if isinstance(train, dict) and isinstance(name := train.get("loss"), str):
-        train["loss"] = {"name": name}
+    for section in (what.get("train"), what.get("evaluate")):
+        if isinstance(section, dict) and isinstance(name := section.get("loss"), str):
+            section["loss"] = {"name": name}
 
 
-def _spread_model(what: dict[str, Any]) -> dict[Key, Key]:
+def _spread_model(what: dict[str, Any], sections: list[str]) -> dict[Key, Key]:
     """The top-level `model` is the tokenizer, the reference and the policy's start, where these are not given.
 
-    Returns it as the key that was typed for these, or should have been if none of them was.
+    Returns it as the key that was typed for these, or should have been if none of them was. The reference of
+    `evaluate` is that of `score`, where it is not given.
     """
     model = what.pop("model", None)
     spread: dict[Key, Key] = {}
-    places: list[tuple[str, str, Any]] = [("shard", "tokenizer", model), ("score", "model", model)]
-    places.append(("train", "policy", model))
+    places: list[tuple[str, str, Any]] = [(section, MODELS[section], model) for section in sections]
     if isinstance(what.get("sample"), dict):
         places += [("sample", "tokenizer", model), ("sample", "models", [model])]
     for section, key, value in places:
+        if section == "evaluate" and isinstance(score := what.get("score"), dict):
+            value = score.get("model", value)
         content = {} if what.get(section) is None else what[section]
         if isinstance(content, dict):
             if key not in content:
                 spread[section, key] = ("model",)
-            what[section] = content if model is None else {key: value} | content
+            what[section] = content if value is None or value == [None] else {key: value} | content
     return spread if model is not None or len(spread) == len(places) else {}
 
 
 def _place_judge(what: dict[str, Any], folder: Path) -> None:
     """A judge's function lies beside the recipe, and its triples are what `shard` reads where that names nothing."""
-    judge, shard = what.get("judge"), what.get("shard")
+    judge, shard, evaluate = what.get("judge"), what.get("shard"), what.get("evaluate")
+    if isinstance(evaluate, dict) and evaluate.get("judge") is not None:
+        evaluate["judge_folder"] = str(folder.resolve())
     if not isinstance(judge, dict):
         return
     if judge.get("name") == "function":
@@ -103,7 +109,7 @@ def _check_source(recipe: Recipe) -> None:
     shard = recipe.shard
     if recipe.judge is not None and recipe.sample is None:
         raise RecipeError("judge judges what sample draws, and there is no sample. Add it: sample: {source: ..}")
-    if recipe.judge is not None and not shard.unread:
+    if shard is None or (recipe.judge is not None and not shard.unread):
         return
     if recipe.judge is not None:
         raise RecipeError(
@@ -128,20 +134,33 @@ def _is_at_hand(name: str) -> bool:
     return storage.is_there(name) if storage.is_remote(name) else os.path.exists(name)
 
 
-def _calibrated(recipe: Recipe) -> Recipe:
-    """The reference is calibrated against what training will compute: its precision, and its beta."""
-    loss, accept = recipe.train.loss, recipe.score.accept
-    follows: dict[str, Any] = {"dtype": recipe.train.dtype}
-    if "beta" in type(loss).model_fields:
-        follows["beta"] = loss.beta
-    followed = {key: value for key, value in follows.items() if key not in accept.model_fields_set}
-    score = recipe.score.model_copy(update={"accept": accept.model_copy(update=followed)})
-    return recipe.model_copy(update={"score": score})
+def _followed(recipe: Recipe) -> Recipe:
+    """What other sections say follows from `train`: the reference is calibrated against what training will compute, its
+    precision and its beta, and the policy evaluated by its loss and in its precision."""
+    train, score, evaluate = recipe.train, recipe.score, recipe.evaluate
+    updated: dict[str, Any] = {}
+    if train is not None and score is not None:
+        follows: dict[str, Any] = {"dtype": train.dtype}
+        if "beta" in type(train.loss).model_fields:
+            follows["beta"] = train.loss.beta
+        updated["score"] = score.model_copy(update={"accept": _filled(score.accept, follows)})
+    if train is not None and evaluate is not None:
+        updated["evaluate"] = _filled(evaluate, {"loss": train.loss, "dtype": train.dtype})
+    return recipe.model_copy(update=updated)
+
+
+def _filled(section: Any, follows: dict[str, Any]) -> Any:
+    return section.model_copy(
+        update={key: value for key, value in follows.items() if key not in section.model_fields_set}
+    )
 
 
 def _check_rows(recipe: Recipe) -> None:
     """What the loss trains on is what `shard` makes."""
-    loss, shard = recipe.train.loss, recipe.shard
+    made = recipe.train or recipe.evaluate
+    if made is None or recipe.shard is None:
+        return
+    loss, shard = made.loss, recipe.shard
     if loss.labelled and shard.rows == "pairs":
         raise RecipeError(
             f"train.loss {loss.name} trains on labelled completions, and shard.rows is pairs. Set shard.rows: "
@@ -162,6 +181,8 @@ def _check_rows(recipe: Recipe) -> None:
 
 def _check_rounds(recipe: Recipe) -> None:
     train, rounds = recipe.train, recipe.all_rounds
+    if train is None:
+        return
     if rounds.sample and (recipe.judge is None or recipe.sample is None):
         raise RecipeError("rounds.sample: true draws anew in each round, and the recipe has not both sample and judge")
     if rounds.sample and recipe.sample is not None and len(recipe.sample.models) > 1:
@@ -184,6 +205,8 @@ def _check_rounds(recipe: Recipe) -> None:
 def _check_quantized(recipe: Recipe) -> None:
     """The policy's start is the reference, with the same rounding of its weights."""
     score, train = recipe.score, recipe.train
+    if score is None or train is None:
+        return
     if train.loss.reference and train.starts_at_reference and score.quantize != train.quantize:
         raise RecipeError(
             f"score.quantize is {score.quantize or 'null'}, and train.quantize is {train.quantize or 'null'}: the "

@@ -3,6 +3,7 @@
 from pydantic import Field, model_validator
 
 from stages.config import Config, Count
+from stages.evaluate.config import EvaluateConfig, EvaluateResources
 from stages.judge.config import JudgeConfig, JudgeResources
 from stages.sample.config import SampleConfig, SampleResources
 from stages.score.config import ScoreConfig, ScoreResources
@@ -35,9 +36,11 @@ class Recipe(Config):
     name: str
     sample: SampleConfig | None = None
     judge: JudgeConfig | None = None
-    shard: ShardConfig
-    score: ScoreConfig
-    train: TrainConfig
+    # Only a recipe that evaluates a policy which it names is without one of these three.
+    shard: ShardConfig | None = None
+    score: ScoreConfig | None = None
+    train: TrainConfig | None = None
+    evaluate: EvaluateConfig | None = None
     rounds: Count | Rounds = 1  # a number, or {count: .., sample: true}
     wandb: Wandb | None = None
     tensorboard: bool = False  # event files of training, beside the logs
@@ -60,3 +63,4 @@ class Cluster(Config):
     shard: ShardResources = ShardResources()
     score: ScoreResources = ScoreResources()
     train: TrainResources = TrainResources()
+    evaluate: EvaluateResources = EvaluateResources()

@@ -13,6 +13,7 @@ from pipeline.recipe.load import load
 from pipeline.recipe.reading import parse
 from pipeline.recipe.sections import Cluster, Recipe
 from stages.errors import RecipeError
+from stages.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class Trial:
     fields: dict[str, Any]  # what distinguishes it, as --set has it
     recipe: Recipe
     trained: Identity  # its last training
+
+    @property
+    def train(self) -> TrainConfig:
+        assert isinstance(self.trained.config, TrainConfig)
+        return self.trained.config
 
     @property
     def label(self) -> str:
@@ -44,6 +50,8 @@ def trials(
         # A section before its fields, which it would replace.
         set_ = [f"{key}={json.dumps(fields[key])}" for key in sorted(fields, key=lambda key: key.count("."))]
         what, where = load(recipe, cluster, [*overrides, *set_])
+        if what.train is None:
+            raise RecipeError("a sweep trains, and evaluate.policy names a policy that is there. Leave it out")
         trained = [each for each in identify(what, digests).values() if each.stage.name == "train"][-1]
         trial = Trial(fields, what, trained)
         if other := found.get(trained.fingerprint):

@@ -147,16 +147,16 @@ def _at(result: Result, step: int) -> float | None:
 def _check_rungs(trials: Sequence[Trial], rungs: Sequence[int]) -> None:
     if list(rungs) != sorted(set(rungs)):
         raise RecipeError(f"--rungs {','.join(map(str, rungs))} are not steps in rising order")
-    metrics = {trial.recipe.train.best_metric for trial in trials}
+    metrics = {trial.train.best_metric for trial in trials}
     if rungs and len(metrics) > 1:
         raise RecipeError(
             f"--rungs compares trials by train.best_metric, and theirs differ: {', '.join(sorted(metrics))}"
         )
     for trial in trials if rungs else ():
-        every = trial.recipe.train.eval_steps
+        every = trial.train.eval_steps
         if not every or any(rung % every for rung in rungs):
             raise RecipeError(
-                f"--rungs compares trials by {trial.recipe.train.best_metric}, and {trial.label} looks at held-out "
+                f"--rungs compares trials by {trial.train.best_metric}, and {trial.label} looks at held-out "
                 f"pairs every {every} steps alone (train.eval_steps). Set it to a divisor of "
                 f"{', '.join(map(str, rungs))}"
             )

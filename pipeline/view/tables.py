@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pipeline.plan import Step, advice
 from pipeline.runner import Done
+from pipeline.view.effect import effect, is_estimate, shown
 from stages.artifacts import PolicyCheckpoint
 
 
@@ -66,7 +67,7 @@ def print_done(done: list[Done], console: Console) -> None:
         column.no_wrap = True
     for row in done:
         facts = row.step.manifest.facts
-        counted = next(name for name in ("steps", "pairs", "triples", "completions") if name in facts)
+        counted = next(name for name in ("steps", "prompts", "pairs", "triples", "completions") if name in facts)
         count = f"{facts[counted]} {counted}"
         tokens = f"{facts['tokens']:,}" if "tokens" in facts else ""
         figures = "\n".join(_key_figures(facts))
@@ -78,11 +79,13 @@ def print_done(done: list[Done], console: Console) -> None:
         facts = row.step.manifest.facts
         for warning in filter(None, (*facts.get("notices", ()), facts.get("calibration", {}).get("warning"))):
             print_line(f"Warning: {warning}", console)
-    if done[-1].step.stage.output is PolicyCheckpoint:
-        console.print(f"The policy: {PolicyCheckpoint(done[-1].step.folder).policy}", soft_wrap=True)
+    trained = [row.step.folder for row in done if row.step.stage.output is PolicyCheckpoint]
+    if trained:
+        console.print(f"The policy: {PolicyCheckpoint(trained[-1]).policy}", soft_wrap=True)
 
 
 def _key_figures(facts: dict[str, Any]) -> Iterator[str]:
+    yield from effect(facts)
     known = facts | facts.get("before and after", {}) | _of_report(facts.get("report", {})) | _of_reference(facts)
     if "per token" in (calibration := facts.get("calibration", {})):
         known |= {"off trainer": calibration["per token"]["sd"], "margin noise": calibration["margin"]["sd"]}
@@ -150,6 +153,8 @@ def _near(path: Path) -> str:
 
 
 def figure(value: Any) -> str:
+    if is_estimate(value):
+        return shown(value)
     if isinstance(value, dict):
         return " ".join(f"{key} {figure(each)}" for key, each in value.items())
     if isinstance(value, list):

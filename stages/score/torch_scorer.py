@@ -6,23 +6,17 @@ import torch
 
 from stages import schema
 from stages.logps.budget import fill
-from stages.logps.check.probe import PROBE, check_kernels
-from stages.logps.reading.loading import load
-from stages.logps.reading.spread import spread
+from stages.logps.check.probe import PROBE
+from stages.logps.reading.spread import load_spread
 from stages.score.config import ScoreConfig, ScoreResources
 
 
 class TorchScorer:
     def __init__(self, config: ScoreConfig, resources: ScoreResources, longest: int):
-        devices = [torch.device("cuda", number) for number in range(resources.gpus_per_actor)] or [torch.device("cpu")]
-        self.device = devices[0]
         self.max_tokens = resources.max_tokens_per_batch
-        home = self.device if len(devices) == 1 else torch.device("cpu")
-        self.model = load(config.model, config.dtype, longest, home, config.quantize)
-        if self.device.type == "cuda" and self.model.shares_prompts and config.dtype != "float32":
-            check_kernels(self.model.causal_lm, config.model, self.device, getattr(torch, config.dtype))
-        if len(devices) > 1:
-            spread(self.model, devices)
+        self.model, self.device = load_spread(
+            config.model, config.dtype, longest, resources.gpus_per_actor, config.quantize
+        )
         if resources.compile:
             self._compile()
 

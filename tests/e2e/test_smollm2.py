@@ -25,6 +25,8 @@ def test_the_demo_in_small(smollm2: Path, ray_cluster: str, tmp_path: Path) -> N
         "configs/recipes/demo.yaml",
         "--cluster",
         tmp_path / "cluster.yaml",
+        "--until",
+        "train",
     ]
     command += [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)

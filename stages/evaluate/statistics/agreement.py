@@ -54,7 +54,8 @@ def calibration(rewards: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
     Either completion may stand first, so a pair is a prediction of confidence max(P, 1 - P), which is right where the
     reward of chosen is the greater; equal rewards are half right. `ece`: the expected calibration error, that is the
     mean over pairs of |right - confidence| of their bin, of ten equal ones (Guo et al. 2017, 1706.04599, equation 5).
-    `bins`: [lowest confidence, pairs, mean confidence, share that is right] of each that is not empty.
+    `bins`: of each that is not empty its lowest confidence, its pairs, their mean confidence, and the share that is
+    right.
     """
     confidence = 1 / (1 + np.exp(-np.abs(rewards)))
     right = (np.sign(rewards) + 1) / 2
@@ -66,10 +67,9 @@ def calibration(rewards: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
         found: np.ndarray = np.abs(weights @ gaps).sum(1) / weights.sum(1)
         return found
 
-    bins = []
+    bins: list[dict[str, float]] = []
     for number in np.unique(numbers).tolist():
         own = numbers == number
-        bins.append(
-            [0.5 + number / (2 * _BINS), int(own.sum()), float(confidence[own].mean()), float(right[own].mean())]
-        )
+        mean = {"confidence": float(confidence[own].mean()), "right": float(right[own].mean())}
+        bins.append({"from": 0.5 + number / (2 * _BINS), "pairs": int(own.sum())} | mean)
     return {"ece": bootstrap(ece, clusters)[0], "bins": bins}

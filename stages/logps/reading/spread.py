@@ -7,8 +7,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from stages.logps.check.probe import check_kernels
 from stages.logps.layout import Stretches
 from stages.logps.model import PairLogprobs
+from stages.logps.reading.loading import load
+
+
+def load_spread(
+    name: str, dtype: str, longest: int, gpus: int, quantize: str | None = None
+) -> tuple[PairLogprobs, torch.device]:
+    """A model on as many GPUs of this process, or on its CPUs where that is 0; and the device that its inputs go to."""
+    devices = [torch.device("cuda", number) for number in range(gpus)] or [torch.device("cpu")]
+    model = load(name, dtype, longest, devices[0] if len(devices) == 1 else torch.device("cpu"), quantize)
+    if gpus and model.shares_prompts and dtype != "float32":
+        check_kernels(model.causal_lm, name, devices[0], getattr(torch, dtype))
+    return spread(model, devices) if len(devices) > 1 else model, devices[0]
 
 
 def spread(model: PairLogprobs, devices: Sequence[torch.device]) -> PairLogprobs:

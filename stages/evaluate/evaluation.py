@@ -1,0 +1,61 @@
+"""What an evaluation leaves: the columns of its files, and a handle on them. Light: the pipeline reads it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages import storage
+from stages.artifacts import Manifest
+
+WRITERS = ("policy", "reference")
+
+SAMPLES = pa.schema(
+    [
+        ("prompt_id", pa.string()),  # 16 hex digits of the prompt's token ids
+        ("sample", pa.int32()),  # its number, from 0: both models have drawn it with the same seed
+        ("split", pa.string()),  # of the pairs that the prompt is from; "prompts" where it is from a file
+        ("prompt", pa.string()),
+        *(
+            column
+            for writer in WRITERS
+            for column in (
+                (f"{writer}_text", pa.string()),
+                (f"{writer}_ids", pa.list_(pa.int32())),
+                (f"{writer}_stopped", pa.bool_()),  # by itself; else it was cut at max_tokens
+                (f"{writer}_reward", pa.float64()),  # null without a judge, or where it gave none
+                # What both models say of each token: log p(ids[t] | prompt, ids[<t]), nats
+                (f"{writer}_by_policy", pa.list_(pa.float32())),
+                (f"{writer}_by_reference", pa.list_(pa.float32())),
+            )
+        ),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Output of `evaluate`: `evaluation.json`, all figures; `samples.parquet` (SAMPLES), what both models wrote; and
+    `pairs.parquet`, what the loss saw of each held-out pair. Of the latter two what was asked for."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest.read(self.folder)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "evaluation.json").read_text())
+        return found
+
+    def samples(self) -> Iterator[dict[str, Any]]:
+        path = self.folder / "samples.parquet"
+        if path.exists():
+            with storage.opened(path) as source, pq.ParquetFile(source) as file:
+                for batch in file.iter_batches(100):
+                    yield from batch.to_pylist()
