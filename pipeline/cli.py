@@ -7,14 +7,23 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipeline.arguments import LAPTOP, AsJson, ClusterFile, Overrides, RecipeFile, errors, load_all, selected_of
+from pipeline.commands.arguments import (
+    LAPTOP,
+    AsJson,
+    ClusterFile,
+    Overrides,
+    RecipeFile,
+    errors,
+    load_all,
+    selected_of,
+)
+from pipeline.commands.sweep import sweep_command
 from pipeline.look import look
 from pipeline.plan import State, Step
 from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster
 from pipeline.runner import run
 from pipeline.store import damage
-from pipeline.sweep.command import sweep_command
 from pipeline.view.tables import print_done, print_facts, print_line, print_plan
 
 app = typer.Typer(

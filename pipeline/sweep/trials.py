@@ -24,12 +24,24 @@ Draw = Callable[[str], AbstractContextManager[Progress]]
 class Result:
     trial: Trial
     step: Step  # its training
+    evaluated: Step | None  # where its recipe asks for it
     metrics: list[dict[str, Any]]  # of all steps so far
     error: str | None = None  # why it could not go on
 
     @property
     def finished(self) -> bool:
         return self.step.state == State.HIT
+
+    @property
+    def effect(self) -> dict[str, Any]:
+        """Figures of what the policy writes, where it was evaluated."""
+        made = self.evaluated is not None and self.evaluated.state == State.HIT
+        return self.evaluated.manifest.facts.get("written", {}) if self.evaluated is not None and made else {}
+
+    @property
+    def done(self) -> bool:
+        """All that its recipe asks for."""
+        return self.finished and (self.evaluated is None or self.evaluated.state == State.HIT)
 
     @property
     def config(self) -> TrainConfig:
@@ -44,13 +56,14 @@ class Result:
 
 def look_at(trial: Trial, store: Store) -> Result:
     """How far the store is with a trial."""
-    step = next(each for each in plan(trial.recipe, store) if each.name == trial.trained.name)
+    steps = {step.name: step for step in plan(trial.recipe, store)}
+    step = steps[trial.trained.name]
     folder = step.folder if step.state == State.HIT else store.draft("train", step.fingerprint)
     try:
         metrics = PolicyCheckpoint(folder).metrics
     except FileNotFoundError:  # not begun
         metrics = []
-    return Result(trial, step, metrics)
+    return Result(trial, step, steps.get("evaluate"), metrics)
 
 
 def sweep(
@@ -63,14 +76,15 @@ def sweep(
     at_once: int = 1,
     rungs: Sequence[int] = (),
 ) -> list[Result]:
-    """Train all trials, `at_once` of them beside each other; those that are finished are not made again.
+    """Train all trials, `at_once` of them beside each other, and evaluate them where the recipe says so; those that are
+    finished are not made again.
 
     At each step of `rungs` the worse half of those that are left is given up (successive halving; Jamieson and
     Talwalkar, 2016, 1502.07943): their checkpoints stay. Raises RecipeError where they cannot be compared there.
     """
     _check_rungs(trials, rungs)
     results = [look_at(trial, store) for trial in trials]
-    if all(each.finished for each in results):
+    if all(each.done for each in results):
         return results
     with connect():
         for trial in trials:
@@ -85,6 +99,9 @@ def sweep(
             left = [trial for trial in left if trial.label not in errors]
             if rung is not None:
                 left = _better_half([look_at(trial, store) for trial in left], rung)
+        for result in (look_at(trial, store) for trial in left):
+            if not result.done:
+                list(run(plan(result.trial.recipe, store), ["evaluate"], cluster, store, nullcontext, draw, notify))
     return [replace(look_at(trial, store), error=errors.get(trial.label)) for trial in trials]
 
 

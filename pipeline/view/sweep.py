@@ -10,9 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.sweep.trials import Result
+from pipeline.view.effect import shown as with_interval
 from pipeline.view.tables import figure
 from stages.train.best import score
 
+_EFFECTS = ("reward", "win rate", "kl")  # of the reward its gain
 _SHOWN = ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins")
 
 
@@ -26,6 +28,7 @@ def plain(results: Sequence[Result]) -> list[dict[str, Any]]:
             "path": str(result.step.folder),
             "metrics": {key: value for key, value in result.last.items() if key == "step" or key.startswith("eval/")},
         }
+        | ({"effect": result.effect} if result.effect else {})
         | ({"error": result.error} if result.error else {})
         for result in results
     ]
@@ -39,13 +42,15 @@ def print_results(results: Sequence[Result], console: Console, as_json: bool) ->
     names = list(results[0].trial.fields)
     metrics = dict.fromkeys([results[0].config.best_metric, *_SHOWN])
     shown = [name for name in metrics if any(name in result.last for result in results)]
-    table = Table(*names, "state", *(name.removeprefix("eval/") for name in shown), "policy")
+    effects = [name for name in _EFFECTS if any(name in result.effect for result in results)]
+    table = Table(*names, "state", *(name.removeprefix("eval/") for name in shown), *effects, "policy")
     for result in sorted(results, key=_rank):
         values = [figure(result.last[name]) if name in result.last else "" for name in shown]
         table.add_row(
             *(escape(str(result.trial.fields[name])) for name in names),
             _state(result),
             *values,
+            *(_effect(result, name) for name in effects),
             result.step.folder.name,
         )
     console.print(table)
@@ -70,6 +75,11 @@ def draw(results: Sequence[Result], folder: Path) -> None:
             axes.legend(fontsize="small")
             drawn.savefig(folder / f"sweep-{name}.png", dpi=150)
             plt.close(drawn)
+
+
+def _effect(result: Result, name: str) -> str:
+    told = result.effect.get(name)
+    return with_interval(told.get("gain", told)) if told else ""
 
 
 def _state(result: Result) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipeline.arguments import LAPTOP, AsJson, ClusterFile, Overrides, RecipeFile, errors
+from pipeline.commands.arguments import LAPTOP, AsJson, ClusterFile, Overrides, RecipeFile, errors
 from pipeline.identity import Digests
 from pipeline.store import Store
 from pipeline.sweep.grid import Trial, trials
