@@ -24,7 +24,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="train.loss.beta=0.2, cluster.train.workers=4, .."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
-LAPTOP = Path(__file__).parents[1] / "configs" / "clusters" / "laptop.yaml"
+LAPTOP = Path(__file__).parents[2] / "configs" / "clusters" / "laptop.yaml"
 
 
 def load_all(recipe: Path, cluster: Path, overrides: list[str] | None) -> tuple[Recipe, Cluster, Store, list[Step]]:
