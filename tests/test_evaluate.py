@@ -132,6 +132,11 @@ def test_what_both_wrote_is_shown_side_by_side(trained: Project, evaluated: Eval
     assert "2 tokens, cut" in read.stdout  # the line wraps in its column
     assert "policy/reference" in read.stdout
     assert f"KL {evaluated.figures['written']['kl']['value']:.3g} [" in read.stdout
+    closing = CliRunner().invoke(
+        app, ["run", *command[1:]], env={"COLUMNS": "200"}
+    )  # all is made: it tells the figures
+    assert closing.exit_code == 0
+    assert all(word in closing.stdout for word in ("win rate", "reward", "KL", "The policy:")), closing.stdout
     none = CliRunner().invoke(app, [*command[:-2], "--samples", "1"])
     assert none.exit_code == 2
     assert "this recipe has no evaluate: add evaluate: {}" in none.stderr

@@ -126,7 +126,7 @@ def _tell(job: Job, held_out: list[str], parts: int) -> dict[str, Any]:
 
     config = job.config
     figures: dict[str, Any] = {}
-    facts: dict[str, Any] = {"policy": job.model("policy"), "reference": job.model("reference")}
+    facts: dict[str, Any] = {"models": {who: job.model(who) for who in WRITERS}}
     if held_out:
         tables = [table for part in held_out if len(table := pq.read_table(job.seen(part)))]
         if not tables:
