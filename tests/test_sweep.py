@@ -4,19 +4,21 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import Project, make_project
+from rich.console import Console
 
 from pipeline.identity import Digests
 from pipeline.recipe.sections import Cluster
 from pipeline.store import Store
 from pipeline.sweep.grid import Trial, trials
 from pipeline.sweep.trials import Result, sweep
-from pipeline.view.sweep import draw, plain
+from pipeline.view.sweep import draw, plain, print_results
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.errors import RecipeError
 from stages.progress import Silent
@@ -114,6 +116,11 @@ def test_trials_are_the_runs_they_would_be(project: Project, tmp_path: Path) -> 
     for ours, theirs in zip(results[1].metrics, PolicyCheckpoint(tmp_path).metrics, strict=True):
         for name in ("loss", "batch", "grad_norm", "eval/loss"):
             assert ours.get(name) == theirs.get(name), name
+    shown = Console(record=True, width=120, file=StringIO())
+    print_results(results, shown, as_json=False)
+    told = shown.export_text()
+    assert told.index("3e-3") < told.index("1e-9")  # the better one first
+    assert "accuracy" in told
     draw(results, tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"sweep-light.png", "sweep-dark.png"}
     json.dumps(plain(results))
@@ -123,5 +130,8 @@ def test_rungs_need_a_look_at_held_out_pairs(project: Project) -> None:
     found, where = grid(project, "train.lr=1e-3,2e-3")
     with pytest.raises(RecipeError, match=r"every 2 steps alone.*Set it to a divisor of 3"):
         swept(found, where, lambda _: nullcontext(Silent()), rungs=(3,))
+    mixed, _ = grid(project, "train.loss=dpo,ipo")
+    with pytest.raises(RecipeError, match=r"other scales.*best_metric=eval/rewards/accuracies"):
+        swept(mixed, where, lambda _: nullcontext(Silent()), rungs=(2,))
     with pytest.raises(RecipeError, match="rising order"):
         swept(found, where, lambda _: nullcontext(Silent()), rungs=(4, 2))

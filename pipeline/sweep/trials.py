@@ -54,6 +54,11 @@ class Result:
         return next((line for line in reversed(self.metrics) if self.config.best_metric in line), {})
 
 
+def of_several_losses(results: Sequence[Result]) -> bool:
+    """Whose values say nothing of each other."""
+    return len({result.config.loss.name for result in results}) > 1
+
+
 def look_at(trial: Trial, store: Store) -> Result:
     """How far the store is with a trial."""
     steps = {step.name: step for step in plan(trial.recipe, store)}
@@ -168,6 +173,11 @@ def _check_rungs(trials: Sequence[Trial], rungs: Sequence[int]) -> None:
     if rungs and len(metrics) > 1:
         raise RecipeError(
             f"--rungs compares trials by train.best_metric, and theirs differ: {', '.join(sorted(metrics))}"
+        )
+    if rungs and metrics.pop().endswith("/loss") and len({trial.train.loss.name for trial in trials}) > 1:
+        raise RecipeError(
+            "--rungs compares trials by held-out loss, and losses of several kinds have other scales. Compare them by "
+            "what they have in common: --set train.best_metric=eval/rewards/accuracies"
         )
     for trial in trials if rungs else ():
         every = trial.train.eval_steps

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.sweep.trials import Result
+from pipeline.sweep.trials import Result, of_several_losses
 from pipeline.view.effect import shown as with_interval
 from pipeline.view.tables import figure
 from stages.train.best import score
 
+_LABELS = {"eval/rewards/accuracies": "accuracy", "eval/rewards/margins": "margin"}
 _EFFECTS = ("reward", "win rate", "kl")  # of the reward its gain
 _SHOWN = ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins")
 
@@ -35,7 +36,7 @@ def plain(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def print_results(results: Sequence[Result], console: Console, as_json: bool) -> None:
-    """The best first, by train.best_metric."""
+    """The best first, by train.best_metric; by accuracy where losses are of several kinds, whose scales differ."""
     if as_json:
         print(json.dumps(plain(results), indent=1))
         return
@@ -43,8 +44,11 @@ def print_results(results: Sequence[Result], console: Console, as_json: bool) ->
     metrics = dict.fromkeys([results[0].config.best_metric, *_SHOWN])
     shown = [name for name in metrics if any(name in result.last for result in results)]
     effects = [name for name in _EFFECTS if any(name in result.effect for result in results)]
-    table = Table(*names, "state", *(name.removeprefix("eval/") for name in shown), *effects, "policy")
-    for result in sorted(results, key=_rank):
+    last = [name.rpartition(".")[2] for name in names]
+    fields = last if len(set(last)) == len(last) else names
+    labels = [_LABELS.get(name, name.removeprefix("eval/")) for name in shown]
+    table = Table(*fields, "state", *labels, *effects, "policy")
+    for result in sorted(results, key=_by_accuracy if of_several_losses(results) else _rank):
         values = [figure(result.last[name]) if name in result.last else "" for name in shown]
         table.add_row(
             *(escape(str(result.trial.fields[name])) for name in names),
@@ -93,3 +97,7 @@ def _state(result: Result) -> str:
 def _rank(result: Result) -> tuple[bool, float]:
     value = result.last.get(result.config.best_metric)
     return not result.finished, score(value, result.config) if value is not None else float("inf")
+
+
+def _by_accuracy(result: Result) -> tuple[bool, float]:
+    return not result.finished, -result.last.get("eval/rewards/accuracies", -1.0)
