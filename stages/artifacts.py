@@ -96,11 +96,11 @@ class PreferencePairs:
         return sum(1 for each in counts if each.get("train"))
 
     def read(self, part: str) -> pa.Table:
-        return schema.read_part(self.folder / part, (schema.PAIRS, schema.LABELLED), _remedy("shard"))
+        return schema.read_part(self.folder / part, (schema.PAIRS, schema.LABELLED), remedy("shard"))
 
     def columns(self, part: str, names: list[str]) -> pa.Table:
         """Some columns of a part, which are not checked."""
-        return schema.read_columns(self.folder / part, names, _remedy("shard"))
+        return schema.read_columns(self.folder / part, names, remedy("shard"))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One by one, part by part, as plain data; unchecked."""
@@ -116,7 +116,7 @@ class PreferencePairs:
         return _rows([path])
 
     def pair_ids(self, part: str) -> pa.ChunkedArray:
-        return schema.read_columns(self.folder / part, ["pair_id"], _remedy("shard"))["pair_id"]
+        return schema.read_columns(self.folder / part, ["pair_id"], remedy("shard"))["pair_id"]
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,15 @@ class ReferenceLogprobs:
 
     def read_unchecked(self, part: str) -> pa.Table:
         """A part by itself, for who takes single rows out of it."""
-        return schema.read_part(self.folder / part, (schema.LOGPROBS, schema.LABELLED_LOGPROBS), _remedy("score"))
+        return schema.read_part(self.folder / part, (schema.LOGPROBS, schema.LABELLED_LOGPROBS), remedy("score"))
 
     def errors(self, part: str) -> pa.ChunkedArray:
         """Null, or why a row could not be scored."""
-        return schema.read_columns(self.folder / part, ["error"], _remedy("score"))["error"]
+        return schema.read_columns(self.folder / part, ["error"], remedy("score"))["error"]
 
     def scored_ids(self, part: str) -> pa.ChunkedArray:
         """pair_id of the rows without error."""
-        table = schema.read_columns(self.folder / part, ["pair_id", "error"], _remedy("score"))
+        table = schema.read_columns(self.folder / part, ["pair_id", "error"], remedy("score"))
         return table["pair_id"].filter(pc.is_null(table["error"]))
 
     def check_scored_from(self, pairs: PreferencePairs) -> None:
@@ -199,17 +199,17 @@ def check_covers(logprobs: pa.Table, pairs: pa.Table, where: str) -> None:
         row = next((i for i, (left, right) in enumerate(both) if left != right), min(len(logprobs), len(pairs)))
         raise ContractError(
             f"{where} holds log-probs of other pairs: {len(logprobs)} rows for {len(pairs)} pairs, and from row {row} "
-            f"on the pair_id differs. {_remedy('score')}"
+            f"on the pair_id differs. {remedy('score')}"
         )
     scored = pc.is_null(logprobs["error"])
     logprobs, pairs = logprobs.filter(scored), pairs.filter(scored)
     for side in schema.sides(pairs.column_names):
         tokens = logprobs[f"ref_{side}_token_logps"].combine_chunks()
         if not np.array_equal(tokens.value_lengths().to_numpy(), spans.counts(pairs[f"{side}_trained"])):
-            raise ContractError(f"{where} has not as many {side} log-probs as trained tokens. {_remedy('score')}")
+            raise ContractError(f"{where} has not as many {side} log-probs as trained tokens. {remedy('score')}")
         for values in (tokens.flatten(), logprobs[f"ref_{side}_logps"].combine_chunks()):
             if not _all_finite(values):
-                raise ContractError(f"{where} has {side} log-probs that are not finite. {_remedy('score')}")
+                raise ContractError(f"{where} has {side} log-probs that are not finite. {remedy('score')}")
 
 
 def _rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
@@ -223,5 +223,6 @@ def _all_finite(values: pa.Array) -> bool:
     return not values.null_count and bool(pc.all(pc.is_finite(values), min_count=0).as_py())
 
 
-def _remedy(stage: str) -> str:
+def remedy(stage: str) -> str:
+    """Of a file of `stage` that is damaged."""
     return f"Delete the file and make it again: raydpo run RECIPE --only {stage}"

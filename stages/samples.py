@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages import schema
-from stages.artifacts import Manifest
+from stages.artifacts import Manifest, remedy
 
 PROMPTS = pa.schema(
     [
@@ -74,7 +74,7 @@ class Completions:
         return [path.name for path in sorted(self.folder.glob("part-*.parquet"))]
 
     def read(self, part: str) -> pa.Table:
-        return schema.read_part(self.folder / part, (COMPLETIONS,), _remedy("sample"))
+        return schema.read_part(self.folder / part, (COMPLETIONS,), remedy("sample"))
 
     def of_all_models(self, number: int) -> pa.Table:
         """The completions of part `number` of the prompts, prompt by prompt; without prompts that have none."""
@@ -122,7 +122,3 @@ def prompts_of(rows: pa.Table) -> Iterator[tuple[dict[str, Any], list[dict[str, 
 
 def _prompt(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt_id": row["prompt_id"], "prompt": json.loads(row["prompt"])}
-
-
-def _remedy(stage: str) -> str:
-    return f"Delete the file and make it again: raydpo run RECIPE --only {stage}"

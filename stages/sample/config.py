@@ -2,12 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from stages.config import Count, Fraction
 from stages.engine.config import EngineResources, Sampling
-from stages.shard.config import Chat, Columns
-from stages.shard.reading.where import check
+from stages.shard.config import Chat, Columns, Where
 
 
 class SampleConfig(Sampling):
@@ -15,7 +14,7 @@ class SampleConfig(Sampling):
     subset: str | None = None  # of a hub set: the name of its configuration; of a folder: a folder in it
     split: str = "train"  # of a `datasets` folder, a hub set, or a folder of files that are named so
     columns: Columns = Columns()  # `prompt`, or those of pairs
-    where: str | None = None  # take only rows for which this holds, an expression over columns
+    where: Where | None = None  # take only rows for which this holds, an expression over columns
     limit: Count | None = None  # take only the first rows
     text: Literal["auto", "plain", "chat"] = "auto"  # a text is gone on with, or a message; auto: by the chat template
     tokenizer: str  # folder or hub name; of all models
@@ -26,13 +25,6 @@ class SampleConfig(Sampling):
     max_prompt_length: Count = 512  # tokens; longer ones are set aside
     max_rejected_fraction: Fraction = 0.1  # the stage fails when more rows than this make no prompt, or have no answer
     num_parts: Literal["auto"] | Count = "auto"  # of the prompts: the unit of work and retry; auto: of about 256 each
-
-    @field_validator("where")
-    @classmethod
-    def _can_be_read(cls, where: str | None) -> str | None:
-        if where is not None:
-            check(where)
-        return where
 
 
 class SampleResources(EngineResources):

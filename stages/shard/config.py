@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from stages.config import Config, Count, Fraction
 from stages.shard.reading.where import check
@@ -14,6 +14,14 @@ from stages.storage import unmarked
 Shape = Literal["auto", "explicit", "conversational", "sharegpt", "implicit", "hh", "ranked", "compared", "labelled"]
 Pairing = Literal["best_worst", "best_random", "adjacent", "all"]
 Take = Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)]
+
+
+def _readable(where: str) -> str:
+    check(where)
+    return where
+
+
+Where = Annotated[str, AfterValidator(_readable)]
 
 
 class Columns(Config):
@@ -62,14 +70,7 @@ class Selection(Config):
     pairing: Pairing = "best_worst"  # which completions of a ranked row make pairs
     negative_margin: Literal["swap", "reject"] = "reject"  # a row whose margin says that rejected is better
     text: Literal["auto", "plain", "chat"] = "auto"  # plain strings: joined as they stand, or messages of a chat
-    where: str | None = None  # take only rows for which this holds, an expression over columns
-
-    @field_validator("where")
-    @classmethod
-    def _can_be_read(cls, where: str | None) -> str | None:
-        if where is not None:
-            check(where)
-        return where
+    where: Where | None = None  # take only rows for which this holds, an expression over columns
 
 
 class Source(Selection):
