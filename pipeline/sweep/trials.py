@@ -23,10 +23,19 @@ Draw = Callable[[str], AbstractContextManager[Progress]]
 @dataclass(frozen=True)
 class Result:
     trial: Trial
-    step: Step  # its training
-    evaluated: Step | None  # where its recipe asks for it
+    steps: list[Step]  # of its recipe
     metrics: list[dict[str, Any]]  # of all steps so far
     error: str | None = None  # why it could not go on
+
+    @property
+    def step(self) -> Step:
+        """Its training."""
+        return next(step for step in self.steps if step.name == self.trial.trained.name)
+
+    @property
+    def evaluated(self) -> Step | None:
+        """Where its recipe asks for it."""
+        return next((step for step in self.steps if step.name == "evaluate"), None)
 
     @property
     def finished(self) -> bool:
@@ -35,8 +44,8 @@ class Result:
     @property
     def effect(self) -> dict[str, Any]:
         """Figures of what the policy writes, where it was evaluated."""
-        made = self.evaluated is not None and self.evaluated.state == State.HIT
-        return self.evaluated.manifest.facts.get("written", {}) if self.evaluated is not None and made else {}
+        step = self.evaluated
+        return step.manifest.facts.get("written", {}) if step is not None and step.state == State.HIT else {}
 
     @property
     def done(self) -> bool:
@@ -61,14 +70,12 @@ def of_several_losses(results: Sequence[Result]) -> bool:
 
 def look_at(trial: Trial, store: Store) -> Result:
     """How far the store is with a trial."""
-    steps = {step.name: step for step in plan(trial.recipe, store)}
-    step = steps[trial.trained.name]
-    folder = step.folder if step.state == State.HIT else store.draft("train", step.fingerprint)
+    found = Result(trial, plan(trial.recipe, store), [])
+    folder = found.step.folder if found.finished else store.draft("train", found.step.fingerprint)
     try:
-        metrics = PolicyCheckpoint(folder).metrics
+        return replace(found, metrics=PolicyCheckpoint(folder).metrics)
     except FileNotFoundError:  # not begun
-        metrics = []
-    return Result(trial, step, steps.get("evaluate"), metrics)
+        return found
 
 
 def sweep(
@@ -106,7 +113,7 @@ def sweep(
                 left = _better_half([look_at(trial, store) for trial in left], rung)
         for result in (look_at(trial, store) for trial in left):
             if not result.done:
-                list(run(plan(result.trial.recipe, store), ["evaluate"], cluster, store, nullcontext, draw, notify))
+                list(run(result.steps, ["evaluate"], cluster, store, nullcontext, draw, notify))
     return [replace(look_at(trial, store), error=errors.get(trial.label)) for trial in trials]
 
 
@@ -130,7 +137,7 @@ def _train(
 
     looked = (look_at(trial, store) for trial in trials)
     todo = [
-        (result.trial, plan(result.trial.recipe, store))
+        (result.trial, result.steps)
         for result in looked
         if not result.finished and (until is None or _at(result, until) is None)
     ]
