@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import ray
 import torch
-from conftest import make_tokenizer
+from conftest import make_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.engine.config import EngineResources, Sampling
@@ -24,16 +24,8 @@ LONGEST = 60
 @pytest.fixture(scope="module")
 def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a matrix of 2048 columns, which oneDNN multiplies by one row otherwise than by two."""
-    folder = tmp_path_factory.mktemp("wide")
-    make_tokenizer(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=320, hidden_size=64, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.1,
-        bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    changed = {"intermediate_size": 2048, "max_position_embeddings": 128, "initializer_range": 0.1}
+    return make_llama(tmp_path_factory.mktemp("wide"), **changed)
 
 
 def prompts(number: int) -> list[tuple[str, list[int]]]:
