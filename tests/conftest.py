@@ -19,6 +19,7 @@ import pytest
 import torch.distributed as dist
 import yaml
 from filelock import FileLock
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from pipeline.cluster import connected
@@ -48,6 +49,9 @@ os.environ |= {
     "RAY_num_workers_soft_limit": "8",
 }
 
+# The same examples in each run: what fails is then the change's fault. HYPOTHESIS_PROFILE=default draws others.
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 _LONG = (
     "tests/e2e",

@@ -101,17 +101,23 @@ def own_logps(model: PreTrainedModel, pairs: Sequence[Pair]) -> torch.Tensor:
     return torch.cat(logps)
 
 
-def rounding(model: PairLogprobs, layout: Layout, largest: float, dtype: torch.dtype) -> float:
-    """How far apart two computations of a gradient may be that is zero but for rounding, as a key's bias's is: nothing
-    can be relative to it.
+def rounding(model: PairLogprobs, layout: Layout, values: torch.Tensor, coefficients: torch.Tensor) -> float:
+    """How far apart two computations of the gradient of `(values * coefficients).sum()` may be where its terms cancel,
+    as those of a key's bias do, or of two answers that are one: nothing can be relative to a gradient that is zero but
+    for rounding.
 
-    Its terms cancel. They are about as large as the largest gradient, whose terms do not. Each comes through a chain of
+    The terms are as large as the largest gradient of the same sum without its signs. Each comes through a chain of
     inner products, forth and back, and is summed over the tokens: roundings of a chain add up like those of one sum
     that has the terms of them all, n. Their signs are random, so a computation is off by 2 sqrt(n) eps / 2 (Higham and
     Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019, with lambda = 2), and two are by twice that.
+    eps is float32's for weights of double precision too: transformers takes norms and some softmaxes in float32.
     """
-    terms = layout.input_ids.numel() + 2 * sum(max(weight.shape) for weight in model.parameters())
-    return 2 * terms**0.5 * torch.finfo(dtype).eps * largest
+    whole = (values * coefficients.abs()).sum()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    terms = torch.autograd.grad(whole, weights, retain_graph=True, allow_unused=True) if whole.requires_grad else ()
+    largest = max((term.norm().item() for term in terms if term is not None), default=0.0)
+    number = layout.input_ids.numel() + 2 * sum(max(weight.shape) for weight in model.parameters())
+    return 2 * number**0.5 * torch.finfo(torch.float32).eps * largest
 
 
 def assert_same(config: PreTrainedConfig, model: PairLogprobs, pairs: Sequence[Pair]) -> None:
@@ -121,18 +127,17 @@ def assert_same(config: PreTrainedConfig, model: PairLogprobs, pairs: Sequence[P
     values = model(layout)
     torch.testing.assert_close(values, expected, atol=1e-4, rtol=0)
     coefficients = torch.linspace(-1, 2, len(values))
+    bound = rounding(model, layout, values, coefficients)
     model.zero_grad()
     for each in (values, expected):
         (each * coefficients).sum().backward()
     gradients = dict(reference.named_parameters())
-    largest = max(weight.grad.norm().item() for weight in gradients.values() if weight.grad is not None)
     for name, weight in model.causal_lm.named_parameters():
         theirs = gradients[name].grad
         if weight.grad is None or theirs is None:
             assert weight.grad is theirs, name
             continue
-        bound = 1e-3 * theirs.norm() + rounding(model, layout, largest, torch.float32)
-        assert (weight.grad - theirs).norm() <= bound, name
+        assert (weight.grad - theirs).norm() <= 1e-3 * theirs.norm() + bound, name
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

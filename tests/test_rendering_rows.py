@@ -1,6 +1,5 @@
 """Whatever a row says: control tokens in text, rows that cannot be, tokenizers of all kinds, and every dialogue."""
 
-import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from chat_family import THOUGHT, Family, a, call, s, u
 from chat_templates import CHATML, FAMILIES, byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_rendering_dialogues import TEXT, family_of
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import Metaspace as MetaspaceDecoder
 from tokenizers.models import Unigram
@@ -166,52 +166,6 @@ def test_a_tokenizer_that_writes_a_blank_before_each_text_writes_none_inside_a_d
 # Properties
 
 
-SAID = st.text(
-    st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(list(" \n<|>/[]"))), min_size=1, max_size=12
-).filter(str.strip)
-SPELLED = st.sampled_from(
-    ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>", "<|end|>", "[INST]", "<eos>", "<|user|>"]
-)
-TEXT = st.one_of(SAID, st.tuples(SAID, SPELLED, SAID).map("".join))
-PLAIN_FAMILIES = ["chatml", "chatml on a base", "llama3", "gemma", "phi", "mistral", "smollm3"]
-_MADE: dict[str, Family] = {}
-
-
-def turns(number: int) -> st.SearchStrategy[list[dict[str, Any]]]:
-    """A user's turn and an assistant's, and so on."""
-    return st.lists(TEXT, min_size=number, max_size=number).map(
-        lambda texts: [u(text) if i % 2 == 0 else a(text) for i, text in enumerate(texts)]
-    )
-
-
-@settings(max_examples=300, deadline=None)
-@given(data=st.data(), family=st.sampled_from(PLAIN_FAMILIES))
-def test_every_dialogue(data: st.DataObject, family: str) -> None:
-    made = _MADE.setdefault(family, Family(family))
-    prompt = data.draw(turns(data.draw(st.sampled_from([1, 3]))))
-    chosen = data.draw(turns(data.draw(st.sampled_from([2, 4]))))[1:]
-    pair = made.made(prompt, chosen, [a("other than that")])
-    assert isinstance(pair, Pair), pair
-    # Nothing of the text is lost, but white space and ends of text after the end of the turn.
-    whole = made.hf.apply_chat_template([*prompt, *chosen], tokenize=False, strftime_now=_january)
-    written = made.text(pair.prompt_ids + pair.chosen_ids)
-    assert whole.startswith(written)
-    assert not whole[len(written) :].replace("<|endoftext|>", "").strip()
-    # What is trained are the assistant's turns, each with one end, and nothing else.
-    ends = set(made.hf.convert_tokens_to_ids(list(made.ours._renderer.control.stops)))
-    answers = [message["content"].strip() for message in chosen if message["role"] == "assistant"]
-    edges = pair.chosen_trained
-    spans = [pair.chosen_ids[i:j] for i, j in zip(edges[::2], edges[1::2], strict=True)]
-    assert [made.text(ids[:-1]).strip() for ids in spans] == answers
-    assert all([i for i in ids if i in ends] == ids[-1:] for ids in spans)
-    assert spans[-1][-1:] == pair.chosen_ids[-1:]
-
-
-def _january(form: str) -> str:
-
-    return datetime.date(2026, 1, 31).strftime(form)
-
-
 ANYTHING = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just("\ud800")),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
@@ -233,7 +187,7 @@ SIDE = st.one_of(st.lists(MESSAGE, max_size=3), ANYTHING)
     family=st.sampled_from(sorted(FAMILIES)),
 )
 def test_nothing_that_a_row_may_be_ends_the_stage(row: Triple, family: str) -> None:
-    made = _MADE.setdefault(family, Family(family))
+    made = family_of(family)
     good = Triple([u("hi")], [a("yes")], [a("no")])
     if family not in ("r1", "opening"):  # whose prompts begin to think
         first, second = made.ours.tokenize([row, good])
