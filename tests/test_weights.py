@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from stages.errors import RecipeError
 from stages.logps.model import PairLogprobs
 from stages.logps.nf4 import LEVELS
 from stages.logps.reading.loading import describe, load, wrap
-from stages.logps.reading.weights import read_weights
+from stages.logps.reading.weights import _Slice, read_weights
 from stages.model_files import base_of
 from stages.train.config import Lora, TrainConfig, TrainResources
 from stages.train.policy.build import build
@@ -217,6 +218,20 @@ def peak_memory() -> Iterator[list[int]]:
         peak[0] = max(peak[0], anonymous() - before)
 
 
+@contextmanager
+def bytes_read() -> Iterator[torch.Tensor]:
+    """How many bytes of tensors this process has read from files."""
+    read, take = torch.zeros(1, dtype=torch.int64), _Slice.__getitem__
+
+    def count(self: _Slice, index: object) -> torch.Tensor:
+        found = take(self, index)
+        read.add_(found.nbytes)
+        return found
+
+    with patch.object(_Slice, "__getitem__", count):
+        yield read
+
+
 def read_large(folder: Path) -> None:
     torch.set_num_threads(1)
     hybrid = folder / "hybrid"
@@ -226,8 +241,11 @@ def read_large(folder: Path) -> None:
         policy(hybrid)
     model = describe(str(folder / "large"), "float32", 64, CPU)
     shard_model(model, init_device_mesh("cpu", (2,)), "float32")
-    with peak_memory() as peak:
+    with peak_memory() as peak, bytes_read() as read:
         read_weights(model.causal_lm, str(folder / "large"), CPU)
+    dist.all_reduce(read)
+    files = (folder / "large").glob("*.safetensors")
+    assert read.item() == sum(weight.nbytes for file in files for weight in load_file(file).values())
     weights = list(model.parameters())
     shards = sum(weight.to_local().nbytes for weight in weights)
     assert 0.49 < shards / sum(weight.nbytes for weight in weights) < 0.51
@@ -235,7 +253,7 @@ def read_large(folder: Path) -> None:
     assert 0.5 * shards < peak[0] < shards + 2 * largest, (peak[0] / 1e6, shards / 1e6, largest / 1e6)
 
 
-def test_no_rank_holds_more_than_its_shards_and_a_piece(tmp_path: Path) -> None:
+def test_no_rank_holds_more_than_its_shards_and_a_piece_and_no_byte_is_read_twice(tmp_path: Path) -> None:
     make(LARGE).save_pretrained(tmp_path / "large", max_shard_size="20MB")
     make(HYBRID).save_pretrained(tmp_path / "hybrid")
     together(2, read_large, tmp_path)
