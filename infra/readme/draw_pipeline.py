@@ -6,7 +6,7 @@ Usage: python infra/readme/draw_pipeline.py       writes pipeline.svg beside thi
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT, GAP = 1080, 372, 28
+WIDTH, HEIGHT, GAP = 1080, 416, 28
 EM = 0.58  # of its size, what a letter takes at most on average; fonts differ
 STYLE = """
 text { font: 15px -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328 }
@@ -16,6 +16,7 @@ text { font: 15px -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill:
 rect { fill: none; stroke: #818b98 }
 .stage rect { fill: #ddf4ff; stroke: #0969da }
 .artifact rect { fill: #f6f8fa }
+.optional rect { stroke: #0969da }
 .again rect { stroke: #0969da; stroke-dasharray: 5 4 }
 path { fill: none; stroke: #59636e; stroke-width: 1.5 }
 .reused { stroke: #0969da; stroke-dasharray: 5 4 }
@@ -26,7 +27,7 @@ path { fill: none; stroke: #59636e; stroke-width: 1.5 }
   rect { stroke: #9198a1 }
   .stage rect { fill: #12263f; stroke: #4493f8 }
   .artifact rect { fill: #212830 }
-  .again rect { stroke: #4493f8 }
+  .optional rect, .again rect { stroke: #4493f8 }
   path { stroke: #9198a1 }
   .reused { stroke: #4493f8 }
   #head path { fill: #9198a1 }
@@ -58,6 +59,25 @@ def arrow(path: str, style: str = "plain") -> str:
     return f'<path d="{path}" class="{style}" marker-end="url(#head)"/>'
 
 
+def ends(triples: float, policy: float, top: float, bottom: float) -> list[str]:
+    """What may come before the triples, and after the policy; in rounds the one goes on to the other."""
+    row, height, sample, prompts, loop = 266, 52, 218, 391, 356
+    middle, right = row + height / 2, WIDTH - 13
+    return [
+        box("optional", policy - 56, 84, 112, 46, ("evaluate", "bold"), ("optional", "note")),
+        arrow(f"M{policy:g} {top - 3}V135"),
+        box("triples", prompts - 45, row, 90, height, ("prompts", "bold"), ("your data", "note")),
+        arrow(f"M{prompts - 48} {middle:g}H{sample + 67}"),
+        box("optional", sample - 62, row, 124, height, ("sample", "bold"), ("optional: vLLM", "note")),
+        arrow(f"M{sample - 65} {middle:g}H{triples + 50:g}"),
+        box("optional", triples - 45, row, 90, height, ("judge", "bold"), ("optional", "note")),
+        arrow(f"M{triples:g} {row - 3}V{bottom + 5}"),
+        arrow(f"M{right} {bottom + 3}V{loop - 10}Q{right} {loop} {right - 10} {loop}H{sample + 10}"
+              f"Q{sample} {loop} {sample} {loop - 10}V{row + height + 5}"),
+        words(600, loop - 8, "on-policy rounds: the policy writes the next triples", "note"),
+    ]  # fmt: skip
+
+
 def picture() -> str:
     top, middle, bottom = 155, 186, 217  # of the row of stages and what they make
     row = [
@@ -76,7 +96,7 @@ def picture() -> str:
         drawn.append(arrow(f"M{left + width + 3:g} {middle}H{left + width + GAP - 5:g}"))
         left += width + GAP
     drawn.pop()  # nothing comes after the policy
-    _, _, pairs, score, logprobs, train, policy = centres
+    triples, _, pairs, score, logprobs, train, policy = centres
     drawn += [
         box("recipe", 10, 14, 526, 56, *RECIPE),
         box("cluster", 564, 14, 506, 56, *CLUSTER),
@@ -92,12 +112,13 @@ def picture() -> str:
             arrow(f"M{train + 77} {y + 18}H{policy - 58}"),
             words(policy, y + 23, "another policy", "note"),
         ]
+    drawn += ends(triples, policy, top, bottom)
     drawn += [
-        words(10, 356, "Training reads the cached numbers and never loads the reference.", anchor="start"),
-        words(WIDTH - 10, 356, "Another beta, loss or seed: no reference pass.", anchor="end"),
+        words(10, HEIGHT - 16, "Training reads the cached numbers and never loads the reference.", anchor="start"),
+        words(WIDTH - 10, HEIGHT - 16, "Another beta, loss or seed: no reference pass.", anchor="end"),
     ]
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-    title = "<title>How raydpo makes a policy of triples: shard, score, train</title>"
+    title = "<title>How raydpo makes a policy of triples: shard, score, train; before them sample and judge, after them evaluate</title>"
     return "\n".join([opening, title, f"<style>{STYLE}</style>", f"<defs>{HEAD}</defs>", *drawn, "</svg>", ""])
 
 
