@@ -6,7 +6,10 @@ from pathlib import Path
 from pipeline.cluster import check_fits
 from pipeline.plan import State, Step
 from pipeline.recipe.sections import Cluster
+from stages.sample.config import SampleConfig
+from stages.sample.look import look as look_at_prompts
 from stages.shard.config import ShardConfig
+from stages.shard.look import Look
 from stages.shard.look import look as look_at_rows
 from stages.train.config import TrainConfig
 from stages.train.memory.look import look as look_at_memory
@@ -25,14 +28,21 @@ def look(steps: list[Step], cluster: Cluster) -> list[str]:
         check_fits(cluster, machine())
     lines = []
     for step in missing:
-        if step.stage.name == "shard" and step.state == State.MISS and "triples" not in step.sources:
-            assert isinstance(step.config, ShardConfig)
-            seen = look_at_rows(step.config)
+        if step.state == State.MISS and (seen := _first_rows(step)) is not None:
             lines += [seen.told, *(f"Warning: {notice}" for notice in seen.notices)]
         if step.stage.name == "train" and step.round == 1:  # others train a model of the same size
             assert isinstance(step.config, TrainConfig)
             lines += look_at_memory(step.config, cluster.train, _longest(steps), here)
     return lines
+
+
+def _first_rows(step: Step) -> Look | None:
+    """Of a stage that reads a source."""
+    if isinstance(step.config, SampleConfig) and step.round == 1:  # in others they are the same
+        return look_at_prompts(step.config)
+    if isinstance(step.config, ShardConfig) and "triples" not in step.sources:
+        return look_at_rows(step.config)
+    return None
 
 
 def _longest(steps: list[Step]) -> int:

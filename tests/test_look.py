@@ -9,11 +9,14 @@ from typing import Any
 
 import datasets
 import pytest
+import yaml
 from conftest import ROOT, Project, make_project, make_tokenizer
 
 from pipeline.look import look, machine
 from pipeline.recipe.sections import Cluster
 from stages.errors import RecipeError
+from stages.sample.config import SampleConfig
+from stages.sample.look import look as look_at_prompts
 from stages.shard.config import Chat, ShardConfig
 from stages.shard.look import look as look_at_rows
 from stages.shard.tokenization import load_tokenizer
@@ -184,6 +187,41 @@ def test_what_is_not_here_is_not_looked_at(tmp_path: Path) -> None:
     assert seen.notices == ("the tokenizer of org/model is not on this machine yet: it was not looked at",)
 
 
+def test_prompts_are_looked_at_as_triples_are(tmp_path: Path, tiny_model: Path) -> None:
+    project = make_project(tmp_path, tiny_model)
+    (tmp_path / "good.py").write_text("def score(prompt, completion): return 0\n")
+    recipe = yaml.safe_load(project.recipe.read_text())
+    del recipe["shard"]["source"]
+    recipe |= {
+        "sample": {"source": str(tmp_path / "asked.jsonl")},
+        "judge": {"name": "function", "function": "good:score"},
+    }
+    project.recipe.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(RecipeError, match=r"sample\.source: there is no file or folder .*asked\.jsonl"):
+        project.plan()
+
+    def seen(*rows: Any, **fields: Any) -> list[str]:
+        recipe["sample"] = {"source": write(tmp_path / "asked.jsonl", *rows)} | fields
+        project.recipe.write_text(yaml.safe_dump(recipe))
+        return look(list(project.plan().values()), Cluster())
+
+    good = {"prompt": "Why is the weather good?"}
+    told, *notices = seen(good, {"question": "Why?"}, {"prompt": ""}, {"conversations": MESSAGES["prompt"]})
+    assert told.startswith("the first 4 rows of asked.jsonl have prompts; the longest has about ")
+    assert told.endswith(" tokens, and sample.max_prompt_length is 512")
+    assert "Warning: 1 of the first 4 rows of asked.jsonl make no prompt: row 2: the prompt is empty" in notices
+    with pytest.raises(
+        RecipeError, match=r"none of the first 1 rows .*: row 0: it has no column 'prompt'; it has 'ask'"
+    ):
+        seen({"ask": "Why?"})
+    with pytest.raises(RecipeError, match=r"row 0: it has \d+ tokens or more, and sample\.max_prompt_length is 3"):
+        seen(good, max_prompt_length=3)
+    with pytest.raises(RecipeError, match=r"sample\.source .*asked\.jsonl has no rows"):
+        seen()
+    there = SampleConfig(source="org/set@main", tokenizer="org/model", models=("org/model",))
+    assert look_at_prompts(there).told == "org/set@main is not on this machine: no row was looked at"
+
+
 def test_more_workers_than_this_machine_has(tmp_path: Path, tiny_model: Path) -> None:
     steps = list(make_project(tmp_path, tiny_model).plan().values())
     with pytest.raises(RecipeError, match=r"cluster\.train\.workers is 1000, each with 1 CPUs, and this machine has"):
@@ -197,11 +235,13 @@ def test_more_workers_than_this_machine_has(tmp_path: Path, tiny_model: Path) ->
 def test_looking_is_light(tmp_path: Path, tiny_model: Path) -> None:
     project = make_project(tmp_path, tiny_model)
     code = (
-        "import sys; from pipeline.cli import app\n"
+        "import sys; from pipeline.cli import app; from stages.sample.look import look, SampleConfig\n"
+        "named = {'tokenizer': sys.argv.pop(), 'source': sys.argv.pop()}; look(SampleConfig(models=('m',), **named))\n"
         "try: app(sys.argv[1:])\n"
         "except SystemExit: print(*{'torch', 'ray', 'vllm', 'transformers', 'datasets'} & set(sys.modules), sep=',')"
     )
     words = [sys.executable, "-c", code, "plan", str(project.recipe), "--cluster", str(project.cluster)]
+    words += [str(tmp_path / "triples.jsonl"), str(tiny_model)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert "the first 20 rows" in done.stdout, done.stderr
     assert done.stdout.splitlines()[-1] == ""

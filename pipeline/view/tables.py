@@ -20,7 +20,7 @@ def print_plan(steps: list[Step], looked: list[str], as_json: bool) -> None:
     if as_json:
         rows = [
             {"stage": s.name, "state": s.state, "why": s.why, "path": str(s.folder), "fingerprint": s.fingerprint}
-            | ({"looked": looked} if looked and s.stage.name == "shard" else {})
+            | ({"looked": looked} if looked and s is steps[0] else {})
             for s in steps
         ]
         print(json.dumps(rows, indent=1))

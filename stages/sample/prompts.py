@@ -11,15 +11,10 @@ import pyarrow as pa
 
 from stages import schema
 from stages.errors import RecipeError
+from stages.sample.asked import as_shard, prompt_of
 from stages.sample.config import SampleConfig
 from stages.samples import PROMPTS
-from stages.shard.config import ShardConfig
 from stages.shard.reading.survey import slices
-from stages.shard.shapes.cells import text_or_messages
-from stages.shard.shapes.known import PROMPTS as KNOWN
-from stages.shard.shapes.known import prompt_column
-from stages.shard.shapes.messages import decoded, dialogue, messages_of, refuse_media
-from stages.shard.shapes.paired import shape_of_pair, triple_of
 from stages.shard.shapes.row import Labelled, Malformed, Rejected, Text
 from stages.shard.tokenization import Completion, Tokenizer, hash_of, load_tokenizer
 
@@ -71,7 +66,7 @@ def part_of(folder: Path, number: int) -> Path:
 
 def _read(config: SampleConfig) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], int]:
     """Rows of PROMPTS by id, of schema.REJECTS, and how many there were."""
-    read_as = _as_shard(config)
+    read_as = as_shard(config)
     own = load_tokenizer(config.tokenizer)
     tokenizer = Tokenizer(read_as, own)
     chat = config.text == "chat" or (config.text == "auto" and bool(config.chat.template or own.chat_template))
@@ -100,13 +95,6 @@ def row_of_reject(row: dict[str, Any], reason: str, detail: str, text: str) -> d
     return {name: row[name] for name in ("source", "source_row")} | {"reason": reason, "detail": detail, "row": text}
 
 
-def _as_shard(config: SampleConfig) -> ShardConfig:
-    """The rows read, and the prompts written, as `shard` does."""
-    same = ("source", "subset", "split", "columns", "where", "limit", "tokenizer", "chat")
-    length = config.max_prompt_length + 1024  # and an answer
-    return ShardConfig(**{name: getattr(config, name) for name in same}, max_length=length, truncation="drop")
-
-
 def _tokenized(
     batch: list[tuple[str, int, str]], tokenizer: Tokenizer, config: SampleConfig, chat: bool
 ) -> Iterator[tuple[Text, list[int]] | Rejected]:
@@ -114,7 +102,7 @@ def _tokenized(
     asked: list[Text | Rejected] = []
     for _, _, text in batch:
         try:
-            asked.append(_prompt(text, config, chat))
+            asked.append(prompt_of(text, config, chat))
         except Rejected as error:
             asked.append(error.with_traceback(None))
         except RecursionError:
@@ -136,39 +124,3 @@ def _tokenized(
             assert isinstance(tokens, Completion)
             assert not isinstance(each, Rejected)
             yield each, tokens.prompt_ids
-
-
-def _prompt(text: str, config: SampleConfig, chat: bool) -> Text:
-    """What a row asks: its prompt, a dialogue up to the last answer in it, or what its two completions begin with."""
-    try:
-        row = json.loads(text)
-    except ValueError as error:
-        raise Malformed(f"not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise Malformed(f"not a JSON object but a {type(row).__name__}")
-    refuse_media(row)
-    if row.get(config.chat.tools_column):
-        raise Rejected("unsupported", f"column {config.chat.tools_column!r}: no tools are handed to models that sample")
-    name = prompt_column(row, config.columns, KNOWN)
-    if row.get(name) is not None:
-        value = decoded(text_or_messages(row, name))
-        if isinstance(value, str):
-            return _said(dialogue(value) if chat and value.strip() else value)
-        return _said(messages_of(value, name))
-    shape = shape_of_pair(row, config.columns)
-    if shape is None:
-        raise Malformed(f"it has no column {config.columns.prompt!r} ({', '.join(map(repr, row)) or 'it has none'})")
-    return _said(triple_of(row, shape, config.columns, chat).prompt)
-
-
-def _said(prompt: Text) -> Text:
-    """Without answers at its end."""
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise Rejected("empty", "the prompt is empty")
-        return prompt
-    while prompt and prompt[-1]["role"] == "assistant":
-        prompt = prompt[:-1]
-    if not prompt:
-        raise Rejected("empty", "there is no message before the answer")
-    return prompt

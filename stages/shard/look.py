@@ -47,11 +47,10 @@ def look(config: ShardConfig) -> Look:
 
 def _look_at(source: Source, config: ShardConfig) -> Look:
     name = unmarked(source.source)[0]
-    if not Path(name).exists() and not any(character in name for character in "*?["):
-        return Look(f"{name} is not on this machine: no row was looked at")
-    rows = _sample(source)
+    if (rows := first_rows(source)) is None:
+        return not_here(name)
     found = tell_source([text for _, text in rows], source, config)
-    count, notices = _tokens(config, source, found.of_messages)
+    count, notices = counter(config, source, found.of_messages)
     lengths, problems = [], []
     for number, text in rows:
         try:
@@ -109,13 +108,13 @@ def _says_nothing_trained(completion: Any) -> bool:
     return isinstance(completion, list) and all(message["role"] != "assistant" for message in completion)
 
 
-def _tokens(config: ShardConfig, source: Source, of_messages: bool) -> tuple[Count | None, list[str]]:
+def counter(config: ShardConfig, source: Source, of_messages: bool) -> tuple[Count | None, list[str]]:
     """What counts a text's tokens, if the tokenizer is at hand. Raises RecipeError where it has no chat template."""
     templated = True if config.chat.template is not None else has_chat_template(config.tokenizer)
     if of_messages and templated is False:
         raise RecipeError(
             f"{source.source} holds lists of messages, and the tokenizer of {config.tokenizer} has no chat template to "
-            "write them with. Use the tokenizer of a chat model, or triples of plain strings"
+            "write them with. Use the tokenizer of a chat model, or rows of plain strings"
         )
     if templated is None and not Path(config.tokenizer).exists():
         return None, [f"the tokenizer of {config.tokenizer} is not on this machine yet: it was not looked at"]
@@ -136,9 +135,15 @@ def _tokens(config: ShardConfig, source: Source, of_messages: bool) -> tuple[Cou
     return count, []
 
 
-def _sample(source: Source) -> list[tuple[int, str]]:
-    """(row number, JSON text) of the first rows. Raises RecipeError where there is none."""
-    path = Path(source.source)
+def not_here(name: str) -> Look:
+    return Look(f"{name} is not on this machine: no row was looked at")
+
+
+def first_rows(source: Source) -> list[tuple[int, str]] | None:
+    """(row number, JSON text) of them; None where the source is elsewhere. Raises RecipeError where there is none."""
+    name, path = unmarked(source.source)[0], Path(source.source)
+    if not Path(name).exists() and not any(character in name for character in "*?["):
+        return None
     saved = next((each for each in (path, path / source.split) if (each / "state.json").exists()), None)
     found = _saved(saved) if saved else [(number, text) for _, number, text in sample(source, ROWS)]
     if not found:
