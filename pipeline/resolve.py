@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from pipeline.graph import Stage
+from pipeline.graph import JUDGE, Stage
 from pipeline.identity import Digests, file_identity, model_identity, source_identity
 from stages.config import Config
-from stages.judge.config import FunctionJudge, RewardModel
+from stages.evaluate.config import EvaluateConfig
+from stages.judge.config import ChatJudge, FunctionJudge, RewardModel
 from stages.judge.source import digest_of, modules_of
 
 
@@ -24,7 +25,7 @@ def resolve(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[s
     if stage.name == "evaluate" and config.prompts is not None:
         names["prompts"] = file_identity(config.prompts, digests, "evaluate.prompts")
     if stage.name == "evaluate" and config.judge is not None:
-        names["judge"] = config.judge, f"{config.judge} {digest_of(modules_of(config.judge, config.judge_folder))}"
+        names["judge"] = config.judge, _judge_of_texts(config)
     sources: dict[str, list[tuple[str, str]]] = {}
     if stage.name == "shard":
         if config.source is not None:
@@ -63,6 +64,13 @@ def _models(names: str | tuple[str, ...], digests: Digests, field: str) -> tuple
         return model_identity(names, digests, field)
     found = [model_identity(name, digests, f"{field}.{i}") for i, name in enumerate(names)]
     return tuple(name for name, _ in found), [identity for _, identity in found]
+
+
+def _judge_of_texts(config: EvaluateConfig) -> Any:
+    """As of the stage judge."""
+    if isinstance(config.judge, ChatJudge):
+        return config.judge.model_dump(mode="json", exclude=set(JUDGE.acceptance))
+    return f"{config.judge} {digest_of(modules_of(str(config.judge), config.judge_folder))}"
 
 
 def _judge(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[str, Any]]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 import yaml
+from chat_server import Server
 from filelock import FileLock
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
@@ -187,6 +188,19 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs the right to mount a file system")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[str, int], tuple[int, Any]]], Server]]:
+    servers: list[Server] = []
+
+    def start(reply: Callable[[str, int], tuple[int, Any]]) -> Server:
+        servers.append(Server(reply))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
 
 
 @dataclass(frozen=True)

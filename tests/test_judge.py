@@ -3,10 +3,8 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -107,53 +105,6 @@ def completions(tmp_path_factory: pytest.TempPathFactory) -> Completions:
     facts = {"num_parts": 2, "num_models": 1, "chat": True}
     Manifest("sample", "0" * 64, {}, [], facts, {}).write(folder)
     return Completions(folder)
-
-
-class Server:
-    """`reply` gives (status, body) of a request's question; the server counts, and keeps what it was sent."""
-
-    def __init__(self, reply: Callable[[str, int], tuple[int, Any]]):
-        self.asked: Counter[str] = Counter()
-        self.headers: list[str | None] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                question = body["messages"][0]["content"]
-                server.asked[question] += 1
-                server.headers.append(self.headers["Authorization"])
-                status, said = reply(question, server.asked[question])
-                content = {"choices": [{"message": {"content": said}}]} if status == 200 else said
-                sent = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(sent)))
-                self.end_headers()
-                self.wfile.write(sent)
-
-            def log_message(self, *_: Any) -> None: ...
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.http.handle_error = lambda *_: None  # of clients that have not waited
-        Thread(target=self.http.serve_forever, daemon=True).start()
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_port}/v1"
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[str, int], tuple[int, Any]]], Server]]:
-    servers: list[Server] = []
-
-    def start(reply: Callable[[str, int], tuple[int, Any]]) -> Server:
-        servers.append(Server(reply))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.http.shutdown()
 
 
 def judged(job: Job, parts: int = 2) -> list[dict[str, Any]]:
@@ -260,17 +211,34 @@ def test_a_key_that_is_not_there_is_named(completions: Completions, tmp_path: Pa
         judged(job_of(config, completions, tmp_path))
 
 
-def test_a_function_that_fails_is_a_fault(completions: Completions, tmp_path: Path) -> None:
+def test_a_function_that_fails_hangs_or_crashes_is_a_fault(completions: Completions, tmp_path: Path) -> None:
+    """No pair has what it was asked for then, and the next call is another process's."""
     source = (
-        "def score(prompt, completion):\n"
+        "import os, time\n"
+        "def b(prompt, completion):\n"
+        "    while prompt[0]['content'] == 'prompt 11': pass\n"
         "    if completion == 'good 0': raise ValueError('no')\n"
         "    if completion == 'good 1': return float('nan')\n"
+        "    if prompt[0]['content'] == 'prompt 12' and completion == 'bad 2': os._exit(3)\n"
         "    return len(completion)\n"
     )
-    job = Job(by_score(), JudgeResources(), completions, 2, {"a": source.replace("score", "b")}, (), tmp_path)
-    (report,) = judged(job, parts=1)
-    assert faults_of(tmp_path) == {"error": 1, "garbage": 1}
-    assert report["triples"] == 1
+    job = Job(by_score(), JudgeResources(timeout_seconds=0.5), completions, 2, {"a": source}, (), tmp_path)
+    began = time.monotonic()
+    reports = judged(job)
+    assert time.monotonic() - began < 30
+    assert [report["triples"] for report in reports] == [1, 0]
+    assert faults_of(tmp_path) == {"error": 3, "garbage": 1, "time-out": 2}
+    aside = pq.read_table(tmp_path / "rejects-00001.parquet").to_pylist()
+    assert [row["detail"] for row in aside] == [
+        "error: ValueError: no",
+        "time-out: no answer in 0.5 seconds",
+        "error: its process ended with 3",
+    ]
+    with pytest.raises(RecipeError, match=r"judge\.function a:b cannot be loaded: AttributeError: .* no attribute 'b'"):
+        judged(Job(by_score(), JudgeResources(), completions, 2, {"a": ""}, (), tmp_path / "none"))
+    stops = Job(by_score(on_fault="stop"), job.resources, completions, 2, job.modules, (), tmp_path / "stops")
+    with pytest.raises(ContractError, match=r"failed for 2 of 6 questions.*on_fault is stop"):
+        judged(stops, parts=1)
 
 
 def test_a_reward_model_scores_as_transformers_does(completions: Completions, tmp_path: Path) -> None:

@@ -59,6 +59,11 @@ def test_a_policy_that_is_named_is_not_trained(tmp_path: Path) -> None:
         (GOOD | {"evaluate": {"loss": "kto"}}, r"evaluate\.loss kto and train\.loss sigmoid are not both of pairs"),
         (GOOD | {"train": {"lora": {}}, "evaluate": {}}, r"evaluate asks an engine .* Set train\.lora\.merge: true"),
         (GOOD | {"evaluate": {"sampling": {"num_sample": 3}}}, r"num_sample: no such key; did you mean num_samples\?"),
+        (GOOD | {"evaluate": {"judge": "mood.of"}}, r"evaluate\.judge: String should match .*given: 'mood\.of'"),
+        (
+            GOOD | {"evaluate": {"judge": {"name": "llm", "endpoint": "host"}}},
+            r"(?s)evaluate\.judge\.endpoint: .*evaluate\.judge\.model: Field required",
+        ),
         (
             {"model": "m", "shard": {"source": "s"}, "evaluate": {"policy": "p", "pairs": "s"}},
             r"evaluate\.pairs is shard\.source, all of it held out",

@@ -118,7 +118,7 @@ def picture() -> str:
         words(WIDTH - 10, HEIGHT - 16, "Another beta, loss or seed: no reference pass.", anchor="end"),
     ]
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-    title = "<title>How raydpo makes a policy of triples: shard, score, train; before them sample and judge, after them evaluate</title>"
+    title = "<title>raydpo: sample and judge may make triples; shard, score, train; evaluate</title>"
     return "\n".join([opening, title, f"<style>{STYLE}</style>", f"<defs>{HEAD}</defs>", *drawn, "</svg>", ""])
 
 

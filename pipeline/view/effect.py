@@ -25,6 +25,8 @@ def effect(facts: dict[str, Any]) -> Iterator[str]:
     for key, label in (("win rate", "win rate"), ("win rate, length-controlled", "of one length"), ("kl", "KL")):
         if key in written:
             yield f"{label} {shown(written[key])}"
+    if "contradictions" in written:  # of the judge, when the two texts change places
+        yield f"contradictions {written['contradictions']:.3g} of {written['judged']} verdicts"
 
 
 def is_estimate(value: Any) -> bool:
@@ -55,6 +57,9 @@ def _figures(row: dict[str, Any]) -> dict[str, Any]:
             "reward": row[f"{writer}_reward"],
             "log_ratio": sum(row[f"{writer}_by_policy"]) - sum(row[f"{writer}_by_reference"]),
         }
+    if row.get("policy_first") is not None:
+        preferred = (row["policy_first"] + row["policy_second"]) / 2
+        told["policy"]["preferred"], told["reference"]["preferred"] = preferred, 1 - preferred
     return told
 
 
@@ -70,10 +75,14 @@ def print_samples(samples: list[dict[str, Any]], facts: dict[str, Any], console:
     console.print()
     for line in effect(facts):
         console.print(line, highlight=False, markup=False)
+    for fault, number in facts.get("faults", {}).items():
+        console.print(f"the judge failed {number} times: {fault}", highlight=False, markup=False)
 
 
 def _told(written: dict[str, Any]) -> str:
     reward = "" if written["reward"] is None else f"reward {written['reward']:.3g}, "
+    if "preferred" in written:
+        reward = f"preferred {written['preferred']:g}, "
     end = "" if written["stopped"] else ", cut"
     return f"{reward}{written['tokens']} tokens{end}, log policy/reference {written['log_ratio']:.2f}"
 

@@ -1,13 +1,16 @@
 """What is asked of the policy and its reference, and what a worker may take."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from stages.config import Config, Count
 from stages.engine.config import EngineResources, Sampling
+from stages.judge.config import Asking, ChatJudge
 from stages.train.objective.named.loss import Loss
 from stages.train.objective.named.paired import Sigmoid
+
+Function = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*:[A-Za-z_]\w*$")]
 
 
 class EvaluateConfig(Config):
@@ -21,8 +24,9 @@ class EvaluateConfig(Config):
     prompts: str | None = None  # a file of them; None: those of the held-out pairs,
     num_prompts: Count = 256  # at most so many, chosen by hash
     sampling: Sampling | None = Sampling()  # what both models write to each; None: nothing
-    # "module:function" of the recipe's folder: (prompt, completion) -> a reward, higher is better
-    judge: str | None = Field(None, pattern=r"^[A-Za-z_]\w*:[A-Za-z_]\w*$")
+    # "module:function" of the recipe's folder: (prompt, completion) -> a reward, higher is better; or a chat model that
+    # compares what both wrote, or gives each a reward
+    judge: Function | ChatJudge | None = None
     judge_folder: str = "."  # that folder, which the recipe's place sets
     tie: float = Field(0.0, ge=0)  # rewards that differ by no more are alike
 
@@ -43,7 +47,7 @@ class EvaluateConfig(Config):
         return frozenset(named if self.loss.reference else {"logprobs", *named})
 
 
-class EvaluateResources(EngineResources):
+class EvaluateResources(EngineResources, Asking):
     actors: Count = 1  # of each of the two models
     cpus_per_actor: Count = 1
     max_tokens_per_batch: Count = 8192  # of a forward pass that computes log-probs: bounds memory

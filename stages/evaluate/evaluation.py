@@ -33,8 +33,13 @@ SAMPLES = pa.schema(
                 (f"{writer}_by_reference", pa.list_(pa.float32())),
             )
         ),
+        # What a judge prefers that compares both texts: 1 the policy's, 0 the reference's, 1/2 neither; as the policy's
+        # stood first, and as it stood second. Null without such a judge, or where it gave no verdict
+        ("policy_first", pa.float64()),
+        ("policy_second", pa.float64()),
     ]
 )
+PLACES = ("first", "second")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """What a judge says of both texts."""
 
 import json
+import os
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,55 +12,103 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from stages.errors import out_of_ray
-from stages.evaluate.evaluation import WRITERS
+from stages.errors import ContractError, out_of_ray
+from stages.evaluate.config import EvaluateResources
+from stages.evaluate.evaluation import PLACES, WRITERS
 from stages.evaluate.job import Job
-from stages.judge.config import FunctionJudge
-from stages.judge.judges import Answer, Function, Question
+from stages.judge.answers import Log, key_of, requests_of
+from stages.judge.config import ChatJudge, FunctionJudge
+from stages.judge.endpoint import Endpoint
+from stages.judge.function import Function
+from stages.judge.judges import Answer, Question
 from stages.judge.source import modules_of
 
 
 def judged(samples: pa.Table, job: Job) -> tuple[pa.Table, dict[str, int]]:
-    """SAMPLES with rewards, null where a call failed; and how often it did, by the kind of fault."""
-    config = job.config
-    if config.judge is None:
+    """SAMPLES with rewards or preferences, null where a call failed; and how often it did, by the kind of fault.
+
+    Raises ContractError where more calls of a chat model failed than the recipe allows.
+    """
+    judge = job.config.judge
+    if judge is None:
         return samples, {}
-    asked = FunctionJudge(name="function", function=config.judge, folder=config.judge_folder)
-    questions = {
-        writer: [(json.dumps(prompt), text) for prompt, text in zip(*_texts(samples, writer), strict=True)]
-        for writer in WRITERS
-    }
-    ask = ray.remote(num_cpus=1)(_answers)
-    every = [question for own in questions.values() for question in own]
-    with out_of_ray():
-        found = ray.get(ask.remote(asked, modules_of(asked.function, asked.folder), job.out / ".judge", every))
-    faults: Counter[str] = Counter()
-    for writer, own in questions.items():
-        answers = [found[question] for question in own]
-        faults.update(fault.partition(":")[0] for _, fault in answers if fault is not None)
-        place = samples.schema.get_field_index(f"{writer}_reward")
-        values = pa.array([value for value, _ in answers], pa.float64())
-        samples = samples.set_column(place, samples.schema.field(place), values)
+    prompts, (ours, theirs) = samples["prompt"].to_pylist(), (samples[f"{who}_text"].to_pylist() for who in WRITERS)
+    told = [json.dumps(prompt) for prompt in prompts]
+    if isinstance(judge, ChatJudge) and judge.mode == "pairwise":
+        pairs: list[Question] = list(zip(told, ours, theirs, strict=True))
+        found = _asked(judge, [pair for pair in pairs if pair[1] != pair[2]], job)
+        orders = [_preferences(found[pair]) if pair in found else (0.5, 0.5) for pair in pairs]
+        columns = {f"policy_{place}": [each[n] for each in orders] for n, place in enumerate(PLACES)}
+        answers = [found[pair] for pair in pairs if pair in found]
+    else:
+        scored: dict[str, list[Question]] = {
+            who: list(zip(told, texts, strict=True)) for who, texts in zip(WRITERS, (ours, theirs), strict=True)
+        }
+        found = _asked(judge, [question for own in scored.values() for question in own], job)
+        columns = {f"{who}_reward": [found[question].value for question in own] for who, own in scored.items()}
+        answers = [found[question] for own in scored.values() for question in own]
+    faults = Counter(each.fault.partition(":")[0] for each in answers if each.fault is not None and not each.orders)
+    _check(judge, faults, len(answers), answers)
+    for name, values in columns.items():
+        place = samples.schema.get_field_index(name)
+        samples = samples.set_column(place, samples.schema.field(place), pa.array(values, pa.float64()))
     return samples, dict(faults)
 
 
-def _texts(samples: pa.Table, writer: str) -> tuple[list[str], list[str]]:
-    return samples["prompt"].to_pylist(), samples[f"{writer}_text"].to_pylist()
+def _preferences(answer: Answer) -> tuple[float | None, float | None]:
+    """For the policy's text, from 0 to 1, in both orders."""
+    if answer.orders is None:
+        return None, None
+    return (1 + answer.orders[0]) / 2, (1 + answer.orders[1]) / 2
 
 
-def _answers(
-    judge: FunctionJudge, modules: dict[str, str], folder: Path, questions: list[Question]
-) -> dict[Question, tuple[float | None, str | None]]:
-    """In a process of its own, as it is somebody's code."""
-    found: dict[Any, tuple[float | None, str | None]] = {}
+def _check(judge: str | ChatJudge, faults: Counter[str], asked: int, answers: Sequence[Answer]) -> None:
+    """A function fails again as it failed; an endpoint may be back soon, so its failures are not kept for good."""
+    if not isinstance(judge, ChatJudge):
+        return
+    failed, most = faults.total(), 0 if judge.on_fault == "stop" else judge.max_rejected_fraction * asked
+    if failed > most:
+        first = next(each.fault for each in answers if each.fault is not None and not each.orders)
+        raise ContractError(
+            f"the judge failed for {failed} of {asked} questions; evaluate.judge.on_fault is {judge.on_fault}, and "
+            f"evaluate.judge.max_rejected_fraction {judge.max_rejected_fraction}. The first: {first}. Its other "
+            "answers are kept: run again"
+        )
 
-    def heard(question: Question, answer: Answer) -> None:
-        found[question] = answer.value, answer.fault
 
-    Function(judge, modules, folder).ask(list(dict.fromkeys(questions)), heard)
+def _asked(judge: str | ChatJudge, questions: Sequence[Question], job: Job) -> dict[Question, Answer]:
+    """By a worker, whose environment has the key of an endpoint."""
+    ask = ray.remote(num_cpus=1)(_answers)
+    if isinstance(judge, ChatJudge):
+        arguments: tuple[Any, ...] = judge, {}
+    else:
+        function = FunctionJudge(name="function", function=judge, folder=job.config.judge_folder)
+        arguments = function, modules_of(judge, function.folder)
+    with out_of_ray():
+        found: dict[Question, Answer] = ray.get(ask.remote(*arguments, job.resources, job.out, questions))
     return found
 
 
-def of(samples: pa.Table, writer: str) -> np.ndarray:
+def _answers(
+    judge: FunctionJudge | ChatJudge,
+    modules: dict[str, str],
+    resources: EvaluateResources,
+    out: Path,
+    questions: Sequence[Question],
+) -> dict[Question, Answer]:
+    """What was answered before is not asked again."""
+    log = Log(out / ".answers" / "all.jsonl", contradictions=True)
+    if new := [each for each in dict.fromkeys(questions) if key_of(each) not in log.known]:
+        if isinstance(judge, ChatJudge):
+            made = requests_of(out / ".answers")
+            Endpoint(judge, resources, made, section="evaluate.judge").ask(new, log.hear)
+        else:
+            folder = out / ".judge" / f"{os.uname().nodename}-{os.getpid()}"
+            with closing(Function(judge, modules, folder, resources.timeout_seconds)) as function:
+                function.ask(new, log.hear)
+    return {each: log.known[key_of(each)] for each in questions}
+
+
+def of(samples: pa.Table, column: str) -> np.ndarray:
     """[n] float64, NaN where there is none."""
-    return np.array(samples[f"{writer}_reward"].to_pylist(), np.float64)
+    return np.array(samples[column].to_pylist(), np.float64)

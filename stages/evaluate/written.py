@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from stages.errors import ContractError
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.evaluation import SAMPLES, WRITERS
+from stages.evaluate.evaluation import PLACES, SAMPLES, WRITERS
 from stages.evaluate.job import Job
 from stages.evaluate.rewards import of as rewards_of
 from stages.evaluate.statistics import wins
@@ -20,7 +20,7 @@ _GRAMS = (1, 2, 3)
 
 
 def samples_of(job: Job, parts: int) -> pa.Table:
-    """SAMPLES, without rewards, of what both models wrote and say of it. Raises ContractError where rows differ."""
+    """SAMPLES, before it is judged, of what both models wrote and say of it. Raises ContractError where rows differ."""
     tables = []
     for number in range(parts):
         ours, theirs = (pq.read_table(job.written(who, number)) for who in WRITERS)
@@ -36,6 +36,8 @@ def samples_of(job: Job, parts: int) -> pa.Table:
             for who in WRITERS:
                 name = f"{writer}_by_{who}"
                 table = table.append_column(name, scored[who][name])
+        for place in PLACES:
+            table = table.append_column(f"policy_{place}", pa.nulls(len(table), pa.float64()))
         tables.append(table.cast(SAMPLES))
     return pa.concat_tables(tables)
 
@@ -57,18 +59,30 @@ def figures_of(samples: pa.Table, config: EvaluateConfig) -> dict[str, Any]:
         who: perplexity(np.array([each.sum(dtype=np.float64) for each in by_reference[who]]), lengths[who], prompts)
         for who in WRITERS
     }
-    rewards = {who: rewards_of(samples, who) for who in WRITERS}
-    judged = ~np.isnan(rewards["policy"]) & ~np.isnan(rewards["reference"])
-    if judged.any():
-        ours, theirs, of = rewards["policy"][judged], rewards["reference"][judged], prompts[judged]
-        told["judged"] = int(judged.sum())
-        told["reward"] = means({"policy": ours, "reference": theirs, "gain": ours - theirs}, of)
-        outcomes = wins.of_rewards(ours, theirs, config.tie)
-        told["win rate"] = wins.win_rate(outcomes, of)
-        longer_by = (lengths["policy"] - lengths["reference"])[judged]
-        told["win rate, length-controlled"] = wins.length_controlled(outcomes, longer_by, of)
-        told["ties"] = float((outcomes == 0.5).mean())
-    return told
+    return told | _judged(samples, lengths["policy"] - lengths["reference"], prompts, config.tie)
+
+
+def _judged(samples: pa.Table, longer_by: np.ndarray, prompts: np.ndarray, tie: float) -> dict[str, Any]:
+    """By rewards of both texts, or by the preferences of who has compared them."""
+    ours, theirs = (rewards_of(samples, f"{who}_reward") for who in WRITERS)
+    first, second = (rewards_of(samples, f"policy_{place}") for place in PLACES)
+    told: dict[str, Any] = {}
+    if (rows := ~np.isnan(ours) & ~np.isnan(theirs)).any():
+        ours, theirs = ours[rows], theirs[rows]
+        told["reward"] = means({"policy": ours, "reference": theirs, "gain": ours - theirs}, prompts[rows])
+        outcomes = wins.of_rewards(ours, theirs, tie)
+    elif (rows := ~np.isnan(first)).any():
+        outcomes = wins.of_orders(first[rows], second[rows])
+        told["contradictions"] = float((first[rows] != second[rows]).mean())
+    else:
+        return {}
+    return {
+        "judged": int(rows.sum()),
+        **told,
+        "win rate": wins.win_rate(outcomes, prompts[rows]),
+        "win rate, length-controlled": wins.length_controlled(outcomes, longer_by[rows], prompts[rows]),
+        "ties": float((outcomes == 0.5).mean()),
+    }
 
 
 def _tokens(samples: pa.Table, column: str) -> list[np.ndarray]:

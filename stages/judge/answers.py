@@ -32,21 +32,21 @@ def key_of(question: Question) -> str:
 
 class Log:
     """Answers of a part, in a file of lines that outlives the process. Only those of one run have faults: a call that
-    failed is made again by the next one.
+    failed is made again by the next one. With `contradictions` those of earlier runs stay too: nothing has failed.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, contradictions: bool = False):
         self._path, self._lock = path, threading.Lock()
         self.known: dict[str, Answer] = {}
         self.requests: dict[str, int] = {}  # of all questions that the judge was asked
-        for key, value, fault, requests in _lines(path):
+        for key, value, fault, requests, orders in _lines(path):
             self.requests[key] = self.requests.get(key, 0) + requests
-            if fault is None:
-                self.known[key] = Answer(value)
+            if fault is None or (contradictions and orders is not None):
+                self.known[key] = Answer(value, fault, 0, orders)
 
     def hear(self, question: Question, answer: Answer) -> None:
         key = key_of(question)
-        line = json.dumps([key, answer.value, answer.fault, answer.requests])
+        line = json.dumps([key, answer.value, answer.fault, answer.requests, answer.orders])
         with self._lock:
             self.known[key] = answer
             self.requests[key] = self.requests.get(key, 0) + answer.requests
@@ -63,7 +63,7 @@ class Log:
 
 def requests_of(folder: Path) -> int:
     """How many were made for all logs in a folder."""
-    return sum(requests for path in folder.glob("*.jsonl") for *_, requests in _lines(path))
+    return sum(requests for path in folder.glob("*.jsonl") for *_, requests, _ in _lines(path))
 
 
 def read_answers(path: Path, keys: Sequence[str]) -> dict[str, Answer]:

@@ -12,14 +12,19 @@ Pairing = Literal["best_worst", "best_random", "all"]
 class _Asked(Config):
     """What all judges have that are asked."""
 
-    pairing: Pairing = "best_worst"
-    min_margin: float = Field(0.0, ge=0)  # scores that differ by no more are a tie
     on_fault: Literal["reject", "stop"] = "reject"  # a call that failed, or an answer that is none
     max_rejected_fraction: Fraction = 0.5  # the stage fails when more prompts than this make no pair for faults
+
+
+class _Paired(Config):
+    """What is made of answers."""
+
+    pairing: Pairing = "best_worst"
+    min_margin: float = Field(0.0, ge=0)  # scores that differ by no more are a tie
     seed: int = 0  # of best_random
 
 
-class FunctionJudge(_Asked):
+class FunctionJudge(_Paired, _Asked):
     """A Python function of the recipe's folder: (prompt, completion) -> a number, higher is better."""
 
     name: Literal["function"]
@@ -27,7 +32,7 @@ class FunctionJudge(_Asked):
     folder: str = "."  # where the module lies; that of the recipe, which sets it
 
 
-class RewardModel(_Asked):
+class RewardModel(_Paired, _Asked):
     """A sequence classification model of one label, or of two, of which the second is good."""
 
     name: Literal["reward_model"]
@@ -36,7 +41,7 @@ class RewardModel(_Asked):
     context: Count = 2048  # tokens; the start of what is longer is cut off
 
 
-class LlmJudge(_Asked):
+class ChatJudge(_Asked):
     """A chat model behind an OpenAI-compatible endpoint."""
 
     name: Literal["llm"]
@@ -56,12 +61,16 @@ class LlmJudge(_Asked):
         return scale
 
     @model_validator(mode="after")
-    def _asks_for_all(self) -> "LlmJudge":
+    def _asks_for_all(self) -> "ChatJudge":
         wanted = ("{prompt}", "{first}", "{second}") if self.mode == "pairwise" else ("{prompt}", "{completion}")
         missing = [each for each in wanted if self.question is not None and each not in self.question]
         if missing:
             raise ValueError(f"the question of a {self.mode} judge has no {missing[0]}. Put it where that text goes")
         return self
+
+
+class LlmJudge(_Paired, ChatJudge):
+    """One whose verdicts make pairs."""
 
 
 class DeltaJudge(Config):
@@ -73,15 +82,20 @@ class DeltaJudge(Config):
 JudgeConfig = Annotated[FunctionJudge | RewardModel | LlmJudge | DeltaJudge, Field(discriminator="name")]
 
 
-class JudgeResources(Config):
+class Asking(Config):
+    """What asking a judge may take, whoever asks."""
+
+    timeout_seconds: float = Field(60, gt=0)  # of a function's call, and of a request
+    # Of an endpoint, of all actors together:
+    requests_at_a_time: Count = 16
+    requests_per_minute: Count | None = None
+    retries: int = Field(4, ge=0)  # of a request that got no answer
+    max_requests: Count | None = None  # the stage stops when it has made as many: a budget
+
+
+class JudgeResources(Asking):
     actors: Count = 1
     cpus_per_actor: Count = 1
     gpus_per_actor: int = Field(0, ge=0, le=1)  # of a reward model
     attempts: Count = 3  # at a part, where the process of the judge dies
     max_tokens_per_batch: Count = 8192  # of a reward model
-    # Of an endpoint, of all actors together:
-    requests_at_a_time: Count = 16
-    requests_per_minute: Count | None = None
-    retries: int = Field(4, ge=0)  # of a request that got no answer
-    timeout_seconds: float = Field(60, gt=0)
-    max_requests: Count | None = None  # the stage stops when it has made as many: a budget

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from stages.errors import RecipeError
-from stages.judge.config import JudgeResources, LlmJudge
+from stages.judge.config import Asking, ChatJudge
 from stages.judge.judges import Answer, Question
 
 PAIRWISE = """Two assistants have answered. Which answer is better? Judge what is said, not its length or its place.
@@ -44,24 +44,26 @@ _AGAIN = {408, 409, 429, 500, 502, 503, 504}
 
 
 class Endpoint:
-    """`made`: requests of earlier runs, which count for the budget."""
+    """`made`: requests of earlier runs, which count for the budget; `actors`: who share the limits; `section`: of the
+    recipe.
+    """
 
-    def __init__(self, config: LlmJudge, resources: JudgeResources, made: int = 0):
-        self._config, self._resources = config, resources
+    def __init__(self, config: ChatJudge, limits: Asking, made: int = 0, actors: int = 1, section: str = "judge"):
+        self._config, self._limits, self._actors, self._section = config, limits, actors, section
         self._key = None
         if config.key_env is not None:
             self._key = os.environ.get(config.key_env)
             if not self._key:
                 raise RecipeError(
-                    f"judge.key_env: the environment variable {config.key_env} is not set on the nodes that judge. Set "
-                    "it there; it is written down nowhere"
+                    f"{section}.key_env: the environment variable {config.key_env} is not set on the nodes that judge. "
+                    "Set it there; it is written down nowhere"
                 )
         self._lock = threading.Lock()
         self._made, self._next = made, 0.0
 
     def ask(self, questions: Sequence[Question], heard: Callable[[Question, Answer], None]) -> None:
         """Raises RecipeError where the budget is spent; what was answered until then has been heard."""
-        at_a_time = max(1, self._resources.requests_at_a_time // self._resources.actors)
+        at_a_time = max(1, self._limits.requests_at_a_time // self._actors)
         with ThreadPoolExecutor(at_a_time) as pool:
             tasks = [pool.submit(lambda each: heard(each, self._answer(each)), question) for question in questions]
             try:
@@ -96,9 +98,10 @@ class Endpoint:
             if fault is not None:
                 return Answer(None, fault, requests)
             verdicts.append({"A": 1.0, "B": -1.0, "C": 0.0}[found[-1]])
-        if verdicts[0] != -verdicts[1]:
-            return Answer(None, "contradiction: another verdict when the two change places", requests)
-        return Answer(verdicts[0], None, requests)
+        orders = verdicts[0], -verdicts[1]
+        if orders[0] != orders[1]:
+            return Answer(None, "contradiction: another verdict when the two change places", requests, orders)
+        return Answer(orders[0], None, requests, orders)
 
     def _said(self, question: str) -> tuple[str, str | None, int]:
         """(what the model said, why it said nothing, requests)."""
@@ -109,7 +112,7 @@ class Endpoint:
             "max_tokens": self._config.answer_tokens,
         }
         fault = ""
-        for attempt in range(self._resources.retries + 1):
+        for attempt in range(self._limits.retries + 1):
             self._wait()
             try:
                 return self._sent(body), None, attempt + 1
@@ -119,15 +122,15 @@ class Endpoint:
                     return "", fault, attempt + 1
                 pause = _seconds(error.headers.get("Retry-After"))
             except TimeoutError:
-                fault, pause = f"time-out: no answer in {self._resources.timeout_seconds:g} seconds", None
+                fault, pause = f"time-out: no answer in {self._limits.timeout_seconds:g} seconds", None
             except urllib.error.URLError as error:
                 late = isinstance(error.reason, TimeoutError)
                 fault, pause = f"{'time-out' if late else 'unreachable'}: {self._redacted(str(error.reason))}", None
             except (ValueError, LookupError, TypeError, OSError) as error:
                 fault, pause = f"garbage: {type(error).__name__}: {self._redacted(str(error))[:200]}", None
-            if attempt < self._resources.retries:
+            if attempt < self._limits.retries:
                 time.sleep(min(60.0, 0.5 * 2**attempt) if pause is None else pause)
-        return "", fault, self._resources.retries + 1
+        return "", fault, self._limits.retries + 1
 
     def _sent(self, body: dict[str, Any]) -> str:
         headers = {"Content-Type": "application/json"}
@@ -136,7 +139,7 @@ class Endpoint:
         request = urllib.request.Request(
             f"{self._config.endpoint.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
         )
-        with urllib.request.urlopen(request, timeout=self._resources.timeout_seconds) as response:
+        with urllib.request.urlopen(request, timeout=self._limits.timeout_seconds) as response:
             said = json.loads(response.read())["choices"][0]["message"]["content"]
         if not isinstance(said, str):
             raise ValueError(f"the content is {said!r:.40}")
@@ -145,16 +148,17 @@ class Endpoint:
     def _wait(self) -> None:
         """For the turn of a request; raises RecipeError where there is no more budget."""
         with self._lock:
-            most = self._resources.max_requests
+            most = self._limits.max_requests
             if most is not None and self._made >= most:
+                stage = self._section.partition(".")[0]
                 raise RecipeError(
-                    f"the judge has made {self._made} requests, and cluster.judge.max_requests is {most}. Its answers "
-                    "are kept: raise it, and run again"
+                    f"the judge has made {self._made} requests, and cluster.{stage}.max_requests is {most}. Its "
+                    "answers are kept: raise it, and run again"
                 )
             self._made += 1
             now, each = time.monotonic(), 0.0
-            if self._resources.requests_per_minute is not None:
-                each = 60 * self._resources.actors / self._resources.requests_per_minute
+            if self._limits.requests_per_minute is not None:
+                each = 60 * self._actors / self._limits.requests_per_minute
             turn = max(now, self._next)
             self._next = turn + each
         time.sleep(max(0.0, turn - now))

@@ -1,17 +1,14 @@
-"""Judges that are asked for a score, a function and a reward model; and what every judge answers."""
+"""What every judge answers; and a reward model."""
 
-import importlib
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from stages.errors import RecipeError
-from stages.judge.config import FunctionJudge, RewardModel
+from stages.judge.config import RewardModel
 
 Question = tuple[str, ...]  # the prompt as JSON, and one completion, or two that are compared
 
@@ -22,6 +19,8 @@ class Answer(NamedTuple):
     value: float | None
     fault: str | None = None
     requests: int = 0
+    # Of two completions that were compared in both orders what was said of the first: as it stood first, and second.
+    orders: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, value: Any, requests: int = 0) -> "Answer":
@@ -34,31 +33,6 @@ class Answer(NamedTuple):
 class Judge(Protocol):
     def ask(self, questions: Sequence[Question], heard: Callable[[Question, Answer], None]) -> None:
         """Call `heard` for each question as it is answered, in any order."""
-
-
-class Function:
-    def __init__(self, config: FunctionJudge, modules: dict[str, str], folder: Path):
-        """`folder`: where the modules are put, for Python to find them."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, source in modules.items():
-            (folder / f"{name}.py").write_text(source)
-            sys.modules.pop(name, None)  # of another judge in this process
-        sys.path.insert(0, str(folder))  # and it stays: a function may import when it is called
-        importlib.invalidate_caches()
-        module, _, name = config.function.partition(":")
-        try:
-            self._score = getattr(importlib.import_module(module), name)
-        except Exception as error:
-            raise RecipeError(f"judge.function {config.function} cannot be loaded: {_said(error)}") from error
-
-    def ask(self, questions: Sequence[Question], heard: Callable[[Question, Answer], None]) -> None:
-        for question in questions:
-            prompt, completion = question
-            try:
-                answer = Answer.of(self._score(json.loads(prompt), completion))
-            except Exception as error:  # whatever a function raises
-                answer = Answer(None, f"error: {_said(error)}")
-            heard(question, answer)
 
 
 class Classifier:
@@ -119,7 +93,3 @@ class Classifier:
             return tokenizer(text, truncation=True, max_length=most).input_ids
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         return tokenizer(text, add_special_tokens=False, truncation=True, max_length=most).input_ids
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -18,7 +18,8 @@ from stages.errors import ContractError, is_for_users
 from stages.judge.answers import Log, key_of, read_answers, requests_of
 from stages.judge.config import FunctionJudge, JudgeConfig, JudgeResources, LlmJudge, RewardModel
 from stages.judge.endpoint import Endpoint
-from stages.judge.judges import Classifier, Function, Judge, Question
+from stages.judge.function import Function
+from stages.judge.judges import Classifier, Judge, Question
 from stages.judge.pairing import distinct, pairs_of, questions_of
 from stages.pool.alike import alike
 from stages.pool.attempts import Attempts
@@ -61,9 +62,10 @@ class PartJudge:
         job = self.job
         config = job.config
         if isinstance(config, FunctionJudge):
-            return Function(config, job.modules, job.out / ".function" / f"{os.uname().nodename}-{os.getpid()}")
+            folder = job.out / ".function" / f"{os.uname().nodename}-{os.getpid()}"
+            return Function(config, job.modules, folder, job.resources.timeout_seconds)
         if isinstance(config, LlmJudge):
-            return Endpoint(config, job.resources, requests_of(logs_of(job.out)))
+            return Endpoint(config, job.resources, requests_of(logs_of(job.out)), job.resources.actors)
         assert isinstance(config, RewardModel)
         most = job.resources.max_tokens_per_batch
         return started(
