@@ -85,6 +85,13 @@ def test_orpo_by_hand() -> None:
     assert only(seen, reference_free.Orpo(beta=0.5)) == pytest.approx(math.log(2) + 0.5 * math.log(4 / 3))
 
 
+def test_unlikelihood_by_hand() -> None:
+    # Chosen: 3 nats over 3 tokens; rejected: 8 nats, a quarter of which counts for it, over chosen's mean length too.
+    seen = pairs(chosen=-3, rejected=-8, chosen_length=3, rejected_length=4, mean_length=4)
+    assert only(seen, reference_free.Unlikelihood(alpha=0.25)) == pytest.approx((3 - 0.25 * 8) / 4)
+    assert only(seen, reference_free.Unlikelihood(alpha=0)) == only(seen, reference_free.Sft())
+
+
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 

@@ -21,6 +21,14 @@ def sft(seen: PairLogps, loss: named.Sft | None = None) -> torch.Tensor:
     return -seen.chosen_mean if over == "completion" else -seen.chosen / seen.mean_length
 
 
+def unlikelihood(seen: PairLogps, loss: named.Unlikelihood) -> torch.Tensor:
+    """-log p(w) + alpha log p(l), scaled as SFT's: DPO's baseline, Rafailov et al. 2023 (2305.18290), section 6.
+
+    After Welleck et al. 2019 (1908.04319), of whole completions. It has no lower bound: short trainings, small alpha.
+    """
+    return sft(seen) + loss.alpha * seen.rejected / seen.mean_length
+
+
 def orpo(seen: PairLogps, loss: named.Orpo) -> torch.Tensor:
     """-log p(w) - beta log s(log odds(w) - log odds(l)), odds(y) = p / (1 - p), p the geometric mean over tokens.
 

@@ -18,6 +18,13 @@ class Sft(_ReferenceFree):
     mean_over: Literal["step", "completion", "none"] = "step"  # the tokens of: the step, each completion; none: a sum
 
 
+class Unlikelihood(_ReferenceFree):
+    name: Literal["unlikelihood"] = "unlikelihood"
+    of_step_tokens: ClassVar[bool] = True
+    beta: ClassVar[float] = 1.0  # of the rewards that are reported
+    alpha: float = Field(1.0, ge=0, le=1)  # weight of the rejected completion
+
+
 class Orpo(_ReferenceFree):
     name: Literal["orpo"] = "orpo"
     of_step_tokens: ClassVar[bool] = True
@@ -76,4 +83,4 @@ class AlphaPo(SimPo):
     alpha: float = 0.25  # of the reward's shape; towards 0 it is SimPO's
 
 
-ReferenceFree = Sft | Orpo | Cpo | CpoHinge | CpoIpo | SimPo | CpoSimPo | AlphaPo
+ReferenceFree = Sft | Unlikelihood | Orpo | Cpo | CpoHinge | CpoIpo | SimPo | CpoSimPo | AlphaPo
