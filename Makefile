@@ -2,11 +2,14 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: demo test test-gpu check lint bench-shard bench-train bench-sample bench-score bench-scale bench-checkpoint bench-memory bench-load clean
+.PHONY: demo frontier test test-gpu check lint bench-shard bench-train bench-sample bench-score bench-scale bench-checkpoint bench-memory bench-load clean
 
 demo: .venv/.runtime $(MODEL)  ## install, run all stages on the embedded triples, show what they changed
 	$(BIN)/raydpo run configs/recipes/demo.yaml
 	$(BIN)/raydpo show configs/recipes/demo.yaml --samples 3
+
+frontier: .venv/.runtime $(MODEL)  ## the paper's experiment: expected reward against KL, of DPO and others
+	$(BIN)/python -m infra.frontier vader
 
 test: .venv/.dev $(MODEL)  ## all tests, in two processes
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
