@@ -29,6 +29,9 @@ def draw(figures: dict[str, Any], title: str, folder: Path, name: str) -> list[P
             drawn, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
             _draw(axes, figures, ink)
             axes.set(xlabel="KL(policy || reference), nats", ylabel="expected reward", title=title)
+            # Rewards rise about with the root of the KL, and a method that runs away would squeeze all others together.
+            axes.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
+            axes.set_xlim(left=0)
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
             made.append(folder / f"{name}-{kind}.svg")

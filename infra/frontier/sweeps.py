@@ -30,9 +30,9 @@ def _sweeps(grids: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]) -> list[S
 SCALES = {
     "vader": _sweeps(
         {
-            "DPO": (("train.loss.beta=0.03,0.1,0.5",), ("train.loss=dpo",)),
-            "IPO": (("train.loss.beta=0.3,3",), ("train.loss=ipo",)),
-            "KTO": (("train.loss.beta=0.03,0.3",), ("train.loss=kto", "shard.rows=labelled")),
+            "DPO": (("train.loss.beta=0.1,0.5,2",), ("train.loss=dpo",)),
+            "IPO": (("train.loss.beta=0.5,3",), ("train.loss=ipo",)),
+            "KTO": (("train.loss.beta=0.1,1",), ("train.loss=kto", "shard.rows=labelled")),
             "ORPO": (("train.loss.beta=0.3,3",), ("train.loss=orpo",)),
             "preferred-only": (("train.lr=5e-5,3e-4",), ("train.loss=sft",)),
             "unlikelihood": (("train.loss.alpha=0.1,0.5",), ("train.loss=unlikelihood",)),
@@ -40,11 +40,11 @@ SCALES = {
     ),
     "imdb": _sweeps(
         {
-            "DPO": (("train.loss.beta=0.1,0.5,2",), ("train.loss=dpo",)),
-            "IPO": (("train.loss.beta=0.5,3",), ("train.loss=ipo",)),
-            "KTO": (("train.loss.beta=0.1,1",), ("train.loss=kto", "shard.rows=labelled")),
+            "DPO": (("train.loss.beta=0.1,0.5,2,10",), ("train.loss=dpo",)),
+            "IPO": (("train.loss.beta=0.5,3,15",), ("train.loss=ipo",)),
+            "KTO": (("train.loss.beta=0.1,1,5",), ("train.loss=kto", "shard.rows=labelled")),
             "ORPO": (("train.loss.beta=0.3,3",), ("train.loss=orpo",)),
-            "preferred-only": (("train.lr=2e-4,1e-3",), ("train.loss=sft",)),
+            "preferred-only": (("train.lr=1e-4,3e-4,1e-3",), ("train.loss=sft",)),
             "unlikelihood": (("train.loss.alpha=0.1,0.5",), ("train.loss=unlikelihood",)),
         }
     ),
