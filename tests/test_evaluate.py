@@ -1,28 +1,33 @@
 """The evaluate stage: figures that are those of training and of exact sums, on any two models, after any stop."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from conftest import Project
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.plan import Step
 from pipeline.runner import Done
 from pipeline.view.tables import print_done
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
-from stages.errors import RecipeError
+from stages.errors import ContractError, RecipeError
 from stages.evaluate.config import EvaluateConfig, EvaluateResources
 from stages.evaluate.evaluation import Evaluation
+from stages.evaluate.job import Job
+from stages.evaluate.rewards import judged
 from stages.evaluate.run import evaluate
+from stages.evaluate.written import figures_of
 from stages.progress import Silent
 
 END = 1  # the tiny model's end token
@@ -95,6 +100,71 @@ def test_rewards_are_the_judge_s(evaluated: Evaluation) -> None:
     assert written["win rate"]["low"] < written["win rate"]["value"] < written["win rate"]["high"]
 
 
+def test_a_chat_model_compares_in_both_orders(
+    trained: Project, evaluated: Evaluation, serve: Any, tmp_path: Path
+) -> None:
+    """It prefers the longer text, of two that are equally long the one that stands first, and fails where there is an
+    e."""
+    failing = {"e"}
+
+    def reply(question: str, _: int) -> tuple[int, str]:
+        first, second = question.split("<text>")[1:]
+        if failing & {*first, *second}:
+            return 200, "Well."
+        return 200, "[[B]]" if len(second) > len(first) else "[[A]]"
+
+    server = serve(reply)
+    judge = {"name": "llm", "endpoint": server.endpoint, "model": "m", "max_rejected_fraction": 1.0}
+    judge["question"] = "{prompt}<text>{first}<text>{second}"
+
+    def planned(**fields: Any) -> Step:
+        section = {"sampling": {"max_tokens": 2}, "judge": judge | fields}
+        return trained.plan(f"evaluate={json.dumps(section)}")["evaluate"]
+
+    step = planned()
+    assert isinstance(step.config, EvaluateConfig)
+    same = planned(endpoint="http://elsewhere", key_env="KEY", max_rejected_fraction=0.1)
+    assert same.fingerprint == step.fingerprint != planned(model="n").fingerprint
+
+    samples = pq.read_table(evaluated.folder / "samples.parquet")
+    for who in ("policy", "reference"):  # by the other judge
+        place = samples.schema.get_field_index(f"{who}_reward")
+        samples = samples.set_column(place, samples.schema.field(place), pa.nulls(len(samples), pa.float64()))
+    job = Job(step.config, EvaluateResources(), None, None, tmp_path)
+    told, faults = judged(samples, job)
+    pairs, failed, expected = set(), set(), []
+    for row in told.to_pylist():
+        ours, theirs = row["policy_text"], row["reference_text"]
+        preferred: Any = 2 * (float(len(ours) > len(theirs)),) if len(ours) != len(theirs) else (1.0, 0.0)
+        if ours == theirs:
+            preferred = 0.5, 0.5
+        else:
+            pairs.add((row["prompt"], ours, theirs))
+            if "e" in ours + theirs:
+                preferred = None, None
+                failed.add((row["prompt"], ours, theirs))
+        assert (row["policy_first"], row["policy_second"]) == preferred
+        expected.append(preferred)
+    verdicts = [each for each in expected if each[0] is not None]
+    assert faults == {"garbage": len(expected) - len(verdicts)}
+    assert 0 < len(failed) < len(pairs)
+    figures = figures_of(told, step.config)
+    assert figures["judged"] == len(verdicts)
+    assert figures["win rate"].value == pytest.approx(np.mean(verdicts))
+    assert figures["contradictions"] == np.mean([one != other for one, other in verdicts]) > 0
+    assert "reward" not in figures
+
+    asked = 2 * len(pairs - failed) + len(failed)
+    assert sum(server.asked.values()) == asked
+    strict = replace(job, config=planned(on_fault="stop").config)
+    with pytest.raises(ContractError, match=r"the judge failed for \d+ of \d+ questions; evaluate\.judge\.on_fault is"):
+        judged(samples, strict)
+    failing.clear()
+    whole, faults = judged(samples, strict)
+    assert (whole["policy_first"].null_count, faults) == (0, {})
+    assert sum(server.asked.values()) == asked + 3 * len(failed)  # what had a verdict was not asked again
+
+
 def test_kl_of_samples_is_the_exact_sum(trained: Project, tiny_model: Path, evaluated: Evaluation) -> None:
     """Over all sequences of two tokens, of which the model may end after one."""
     names = str(trained.plan()["train"].folder / "policy"), str(tiny_model)
@@ -143,39 +213,6 @@ def test_what_both_wrote_is_shown_side_by_side(trained: Project, evaluated: Eval
     none = CliRunner().invoke(app, [*command[:-2], "--samples", "1"])
     assert none.exit_code == 2
     assert "this recipe has no evaluate: add evaluate: {}" in none.stderr
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_model_beside_itself(tiny_model: Path, tmp_path: Path) -> None:
-    """By itself on two names of one model, and prompts of a file: both write the same, and win half."""
-    prompts = tmp_path / "prompts.jsonl"
-    dialogue = [{"role": "user", "content": "How was the weather?"}]
-    asked = ["How was the day?", "How was the night?", dialogue, dialogue]
-    prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in asked))
-    (tmp_path / "judge.py").write_text(
-        "def length(prompt, completion):\n    return float('nan') if 'weather' in prompt else len(completion)\n"
-    )
-    recipe = tmp_path / "alone.yaml"
-    section = {
-        "policy": str(tiny_model),
-        "reference": str(tiny_model),
-        "prompts": str(prompts),
-        "judge": "judge:length",
-    }
-    recipe.write_text(yaml.safe_dump({"evaluate": section | {"sampling": {"num_samples": 3, "max_tokens": 6}}}))
-    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"root": str(tmp_path / "runs")}))
-    alone = Project(tmp_path, recipe)
-    done = alone.run(stages=["evaluate"])["evaluate"]
-    rows, facts = list(Evaluation(done.step.folder).samples()), done.step.manifest.facts
-    assert list(alone.plan()) == ["evaluate"]
-    assert len(rows) == 9
-    assert all(row["policy_ids"] == row["reference_ids"] for row in rows)
-    assert len({row["policy_text"] for row in rows}) == 9
-    assert facts["written"]["kl"] == facts["written"]["kl_k3"] == {"value": 0, "low": 0, "high": 0}
-    assert facts["written"]["win rate"] == {"value": 0.5, "low": 0.5, "high": 0.5}
-    assert facts["written"]["judged"] == 6
-    assert facts["faults"] == {"garbage": 6}  # three samples of both
-    assert [row["policy_reward"] for row in rows].count(None) == 3
 
 
 def test_it_closes_the_rounds_and_changes_no_other_stage(trained: Project) -> None:

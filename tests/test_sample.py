@@ -1,28 +1,49 @@
 """Prompts become completions, these triples, and those pairs: once, and whatever kills it on the way."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import Project
+from conftest import ROOT, Project
+from ray.util.state import list_actors
 
 from stages.artifacts import PreferencePairs
 from stages.errors import ContractError, RecipeError
+from stages.evaluate.evaluation import Evaluation
 from stages.sample.config import SampleConfig
 from stages.sample.prompts import write_prompts
 from stages.samples import Completions, Triples
 
+MESSAGES = [{"role": "user", "content": "How was the weather?"}]
 STAGES = ("sample", "judge", "shard")
 JUDGE = """
+import os
+import time
 from lexicon import LIKED
 
+HOLD = os.path.join(os.path.dirname(__file__), "..", "..", ".hold")  # in the folder of the artifact
+calls = 0
+
 def score(prompt, completion):
+    global calls
+    calls += 1
+    while calls > 30 and os.path.exists(HOLD):
+        time.sleep(0.01)
     assert prompt[-1]["role"] == "user"
     return sum(completion.count(each) for each in LIKED) - 0.01 * len(completion)
+
+def length(prompt, completion):
+    return float("nan") if "weather" in prompt else len(completion)
 """
 
 
@@ -87,7 +108,7 @@ def test_the_judge_s_best_is_chosen_and_shard_reads_it(sampled: Project, tmp_pat
         facts["questions"],
         {},
     )
-    space: dict[str, Any] = {}
+    space: dict[str, Any] = {"__file__": str(tmp_path / "a" / "b" / "judge.py")}
     (tmp_path / "lexicon.py").write_text("")
     exec(JUDGE.replace("from lexicon import LIKED", "LIKED = 'aeiou'"), space)
     texts: dict[str, list[str]] = {}
@@ -133,24 +154,92 @@ def test_new_prompts_cost_what_they_add_and_batches_change_nothing(sampled: Proj
         ask(sampled.folder, 22)
 
 
-def test_a_killed_run_goes_on_with_the_parts_it_lacks(sampled: Project) -> None:
-    """As the parts that a killed run has left: they stay, and what is missing ends as it was."""
-    steps, root = sampled.plan(), sampled.folder / "killed"
+def actors_of(cluster: str, kind: str) -> list[int]:
+    actors = list_actors(cluster, filters=[("state", "=", "ALIVE")], limit=1000)
+    return [actor.pid for actor in actors if kind in actor.class_name]
+
+
+def test_a_kill_in_the_middle_of_each_stage_changes_nothing(
+    sampled: Project, tiny_model: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    """SIGKILL of the actor that samples, of the driver while it judges, and of an actor that writes for `evaluate`.
+
+    There the model stands beside itself, by itself, on prompts of a file: what it writes again is what the other actor
+    has written undisturbed, and it wins half.
+    """
+    project = Project(tmp_path)
+    for name in ("judge.py", "lexicon.py"):
+        shutil.copy(sampled.folder / name, tmp_path)
+    asked = [f"And the night, number {i}?" for i in range(128)] + 2 * [MESSAGES]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in asked))
+    recipe = {
+        key: each for key, each in yaml.safe_load(sampled.recipe.read_text()).items() if key in ("sample", "judge")
+    }
+    section = {"policy": str(tiny_model), "prompts": str(tmp_path / "asked.jsonl"), "judge": "judge:length"}
+    recipe |= {"model": str(tiny_model), "evaluate": section | {"sampling": {"num_samples": 2, "max_tokens": 6}}}
+    project.recipe.write_text(yaml.safe_dump(recipe))
+    project.cluster.write_text(yaml.safe_dump({"root": str(tmp_path / "runs"), "address": ray_cluster}))
+    sample, judge, evaluate = (step.folder for step in project.plan().values())
+    judge.mkdir(parents=True)
+    (judge / ".hold").touch()
+    said = tmp_path / "said.txt"
+
+    def start() -> subprocess.Popen:
+        command = [sys.executable, "-m", "pipeline", "run", str(project.recipe), "--cluster", str(project.cluster)]
+        with said.open("w") as file:
+            return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+
+    def wait_until(true: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + 120
+        while not (found := true()):
+            assert driver.poll() is None, said.read_text()
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.01)
+        return found
+
+    def kill_one(actors: list[int], folder: Path, pattern: str, parts: int) -> None:
+        """Where some parts are there, and others are not."""
+        wait_until(lambda: list(folder.glob(pattern)))
+        os.kill(actors[0], signal.SIGSTOP)
+        assert len(list(folder.glob(pattern))) < parts
+        os.kill(actors[0], signal.SIGKILL)
+
+    def answered() -> int:
+        return sum(path.read_text().count("\n") for path in judge.glob(".answers/*.jsonl"))
+
+    driver = start()
+    kill_one(wait_until(lambda: actors_of(ray_cluster, "PartSampler")), sample, "part-*", 3)
+    wait_until(lambda: answered() == 30)
+    driver.kill()
+    driver.wait()
+    while actors_of(ray_cluster, "PartJudge"):
+        time.sleep(0.1)
+    kept = {path: path.stat().st_mtime_ns for folder in (sample, judge) for path in folder.glob("part-*")}
+    (judge / ".hold").unlink()
+    assert [step.state for step in project.plan().values()] == ["hit", "partial", "miss"]
+    driver = start()
+    kill_one(wait_until(lambda: actors_of(ray_cluster, "_Actor")), evaluate, ".written-*/part-*", 6)
+    assert driver.wait(timeout=120) == 0, said.read_text()
+
+    assert len(kept) > 3
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    undisturbed, steps = sampled.plan(), project.plan()
     for name in ("sample", "judge"):
-        shutil.copytree(steps[name].folder, root / name / steps[name].folder.name)
-    for name in ("sample", "judge"):
-        folder = root / name / steps[name].folder.name
-        whole = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
-        (folder / "manifest.json").unlink()
-        (folder / "part-00001.parquet").unlink()
-        kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}
-        assert sampled.plan(f"cluster.root={root}")[name].state == "partial"
-        sampled.run(f"cluster.root={root}", stages=[name])
-        assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
-        again = {path.name: pq.read_table(path) for path in folder.glob("*.parquet")}
-        assert again.keys() == whole.keys()
-        for path, table in again.items():
-            assert table.equals(pq.read_table(steps[name].folder / path))
+        folder = undisturbed[name].folder
+        assert folder.name == steps[name].folder.name
+        files = [path.name for path in folder.glob("*.parquet")]
+        assert all(pq.read_table(steps[name].folder / file).equals(pq.read_table(folder / file)) for file in files)
+    facts = steps["judge"].manifest.facts
+    assert facts["asked"] == facts["questions"] == undisturbed["judge"].manifest.facts["questions"]
+    rows, facts = list(Evaluation(evaluate).samples()), steps["evaluate"].manifest.facts
+    assert len({row["prompt_id"] for row in rows}) == 129
+    assert len({row["policy_text"] for row in rows}) > 200
+    for what in ("text", "ids", "reward", "by_policy"):
+        assert [row[f"policy_{what}"] for row in rows] == [row[f"reference_{what}"] for row in rows]
+    assert facts["written"]["kl"] == facts["written"]["kl_k3"] == {"value": 0, "low": 0, "high": 0}
+    assert facts["written"]["win rate"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert facts["written"]["judged"] == 256
+    assert facts["faults"] == {"garbage": 4}  # two samples of both
 
 
 def test_rounds_draw_from_the_policy_and_replay(sampled: Project) -> None:
