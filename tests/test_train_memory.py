@@ -82,26 +82,35 @@ def test_memory_is_traded_for_time_alone(resources: dict, inputs: tuple, untied_
 
 
 @pytest.mark.usefixtures("alone")
-def test_checkpointed_layers_keep_less(inputs: tuple, untied_model: Path, tmp_path: Path) -> None:
-    """Elements that the forward pass keeps for the backward pass."""
-    kept = {}
-    for mode in ("none", "layer"):
+def test_layers_keep_less(inputs: tuple, untied_model: Path, tmp_path: Path) -> None:
+    """Elements that the forward pass keeps for the backward pass, checkpointed; and those of the feed-forward layers,
+    compiled."""
+    kept, inner = {}, {}
+    for mode, resources in {
+        "plain": TrainResources(),
+        "layer": TrainResources(activation_checkpointing="layer"),
+        "compiled": TrainResources(compile=True),
+    }.items():
         folder = tmp_path / mode
         folder.mkdir()
-        trainer = Trainer(
-            Job(config_of(untied_model), TrainResources(activation_checkpointing=mode), *inputs, folder, 128)
-        )
+        trainer = Trainer(Job(config_of(untied_model), resources, *inputs, folder, 128))
         batch = Batch.of(trainer.pairs.read(np.arange(5)), trainer.model, trainer.device)
-        sizes = []
+        weights = {weight.data_ptr() for weight in trainer.model.parameters()}
+        found: dict[int, torch.Tensor] = {}
 
-        def note(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
-            sizes.append(tensor.numel() if tensor.requires_grad and not tensor.is_leaf else 0)
+        def note(
+            tensor: torch.Tensor, found: dict[int, torch.Tensor] = found, weights: set[int] = weights
+        ) -> torch.Tensor:
+            if tensor.is_floating_point() and tensor.data_ptr() not in weights:
+                found[tensor.data_ptr()] = tensor
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             trainer.model(batch.layout)
-        kept[mode] = sum(sizes)
-    assert kept["none"] > 5 * kept["layer"] > 0
+        kept[mode] = sum(tensor.numel() for tensor in found.values())
+        inner[mode] = sum(tensor.shape[-1] == 128 for tensor in found.values())  # the model's intermediate_size
+    assert kept["plain"] > 5 * kept["layer"] > 0
+    assert inner["plain"] > inner["compiled"] == 2 * 3  # gate and up of 3 layers, and not what down is given
 
 
 @pytest.mark.usefixtures("alone")

@@ -92,6 +92,9 @@ class PairLogprobs(nn.Module):
                 f"compile: true in the cluster file needs a C++ compiler on every node, and {compiler} is not there. "
                 "Install g++ (or name another in CXX), or set compile to false"
             )
+        # What stands between products is computed again for the backward pass, where it is fused with what is there
+        # anyway. Else the inputs of all products are kept: a quarter of what a layer of a Llama keeps.
+        torch._functorch.config.ban_recompute_materialized_backward = False
         for layer in self.layers:
             layer.compile(dynamic=True)
 
