@@ -8,6 +8,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedConfig
 
+from stages.logps.embedding import gathered
 from stages.logps.linear import Linear, linear
 
 CHUNK = 2**26  # logits alive at a time: 256 MiB in float32, which is 512 rows at a vocabulary of 128k
@@ -64,7 +65,8 @@ def target_logps(
 
     At most `chunk` logits exist at a time. The softmax runs in float32. The backward pass computes logits again, but
     for the last chunk, whose probabilities are still there: where all rows fit into one chunk, nothing is computed
-    twice.
+    twice. Where the weight has a gradient already, this one is added to it in place (embedding.py): so `backward` is
+    the way to ask for it, and torch.autograd.grad only where there is none.
     """
     rows = max(1, chunk // head.out_features)
     logps, log_squares = _TargetLogps.apply(hidden, head.weight, head.bias, targets, rule, rows, squares)
@@ -106,7 +108,8 @@ class _TargetLogps(torch.autograd.Function):
         chunk, ctx.last = ctx.last, None
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
-        of_weight = of_bias = None  # chunks are added up in float32
+        earlier = gathered(weight) if wants_weight else None
+        of_weight, of_bias = earlier, None  # chunks are added up in float32
         for start in reversed(range(0, len(hidden), ctx.rows)):
             piece = slice(start, start + ctx.rows)
             chunk = chunk or _Chunk(_logits(hidden[piece], weight, bias), targets[piece], ctx.rule)
@@ -121,7 +124,7 @@ class _TargetLogps(torch.autograd.Function):
                 total = of_output.float().sum(0)
                 of_bias = total if of_bias is None else of_bias.add_(total)
             del of_output
-        of_weight = None if of_weight is None else of_weight.to(weight.dtype)
+        of_weight = None if of_weight is None or of_weight is earlier else of_weight.to(weight.dtype)
         of_bias = None if of_bias is None else of_bias.to(bias.dtype)
         return of_hidden, of_weight, of_bias, None, None, None, None
 

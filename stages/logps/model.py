@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from stages.errors import RecipeError
 from stages.logps import attention
 from stages.logps.check.small_config import EXPERT_COUNTS
+from stages.logps.embedding import Embedding
 from stages.logps.exchange import Exchange
 from stages.logps.head import Head, LogitRule
 from stages.logps.layout import ROUND, Both, Ids, Layout, pack, pad
@@ -36,6 +37,8 @@ class PairLogprobs(nn.Module):
         for module in causal_lm.modules():
             if type(module) is nn.Linear:
                 Linear.take_over(module)
+            elif type(module) is nn.Embedding:
+                Embedding.take_over(module)
         Head.take_over(self.head)
 
     @property

@@ -78,14 +78,14 @@ def units(sizes: Sizes, wide: int, trains_all: bool) -> float:
 
 
 def head(sizes: Sizes, wide: int, trains_all: bool, tokens: int, alone: bool) -> float:
-    """Logits of a chunk; of its weight the gradient, and a chunk's; under FSDP also what `units` has of a layer.
+    """Logits of a chunk; of its weight a chunk's gradient; under FSDP also the sum, and what `units` has of a layer.
 
     Logits are of the tokens that are trained: two thirds, where prompt and completions are equally long.
     """
     chunk = min(2 * tokens // 3 * sizes.vocabulary, CHUNK) * (4 if wide == 4 else 6)
     if not trains_all:
         return chunk + (0 if alone else wide * sizes.head)
-    return chunk + sizes.head * (8 if alone else 8 + 2 * wide)
+    return chunk + sizes.head * (4 if alone else 8 + 2 * wide)
 
 
 def activations(sizes: Sizes, wide: int, checkpointing: str, tokens: int) -> tuple[float, float]:
