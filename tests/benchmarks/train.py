@@ -36,26 +36,14 @@ SHAPES = {  # hidden, feed-forward, layers, heads, key-value heads, tied
     "llama-3.2-1b": (2048, 8192, 16, 32, 8, True),
     "llama-3-8b": (4096, 14336, 32, 32, 8, False),
 }
-RESOURCES = {"compile": True, "max_tokens_per_microbatch": 1024}
+RESOURCES = {"compile": True, "max_tokens_per_microbatch": 512}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, with the tokenizer of --model")
-    parser.add_argument("--sets", nargs="+", choices=["hh", "long"], default=["hh", "long"])
-    parser.add_argument("--pairs", nargs="+", type=int, default=[48, 16], help="of each set")
+    add_options(parser)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=4, help="pairs of TRL's micro-batch; two make a step")
-    parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--lr", type=float, default=1e-5)
-    parser.add_argument(
-        "--resources", type=json.loads, default=RESOURCES, help="of ours: fields of cluster.train, as JSON"
-    )
-    parser.add_argument("--extra", type=json.loads, default={}, help="of TRL: more DPOConfig fields, as JSON")
     parser.add_argument("--do", choices=["train", "peak"], help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.do:
         print(json.dumps({"train": train, "peak": peak}[options.do](options)))
@@ -72,6 +60,23 @@ def main() -> None:
             prepare(name, count, options)
             results[name] = compare(name, count, options)
     print(json.dumps(results))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What a measurement of ours is told, by step_profile.py too."""
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, with the tokenizer of --model")
+    parser.add_argument("--sets", nargs="+", choices=["hh", "long"], default=["hh", "long"])
+    parser.add_argument("--pairs", nargs="+", type=int, default=[48, 16], help="of each set")
+    parser.add_argument("--batch", type=int, default=4, help="pairs of TRL's micro-batch; two make a step")
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument(
+        "--resources", type=json.loads, default=RESOURCES, help="of ours: fields of cluster.train, as JSON"
+    )
+    parser.add_argument("--extra", type=json.loads, default={}, help="of TRL: more DPOConfig fields, as JSON")
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
 
 
 def compare(name: str, count: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -119,11 +124,15 @@ def show(name: str, number: int, system: str, measured: dict[str, Any]) -> None:
 
 
 def run_ours(what: str, options: argparse.Namespace) -> dict[str, Any]:
+    return last_line(child("train", ["--do", what], options), os.environ | CPU_ENVIRONMENT)
+
+
+def child(module: str, what: list[str], options: argparse.Namespace) -> list[str]:
+    """The command of a process that measures `what` with the same options."""
     given = ("model", "batch", "dtype", "lr", "work", "max_length")
     arguments = [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in given]
-    command = [sys.executable, "-m", "tests.benchmarks.train", "--do", what, *arguments]
-    command.append(f"--resources={json.dumps(options.resources)}")
-    return last_line(command, os.environ | CPU_ENVIRONMENT)
+    arguments.append(f"--resources={json.dumps(options.resources)}")
+    return [sys.executable, "-m", f"tests.benchmarks.{module}", *what, *arguments]
 
 
 def run_peer(count: int, options: argparse.Namespace) -> dict[str, Any] | None:
@@ -211,27 +220,9 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    from stages.artifacts import PreferencePairs, ReferenceLogprobs
-    from stages.train.config import TrainConfig, TrainResources
-    from stages.train.job import Job
-    from stages.train.trainer import Trainer
-
     reference_seconds = score(options)
-    dist.init_process_group(
-        "nccl" if on_gpu() else "gloo", store=None if "RANK" in os.environ else dist.HashStore(),
-        rank=int(os.environ.get("RANK", 0)), world_size=int(os.environ.get("WORLD_SIZE", 1)),
-    )  # fmt: skip
-    config = TrainConfig(
-        policy=str(options.model), dtype=options.dtype, global_batch=2 * options.batch, lr=options.lr,
-        schedule="linear", warmup_fraction=0.0,
-    )  # fmt: skip
-    resources = {"cpus_per_worker": os.cpu_count(), "gpus_per_worker": on_gpu(), "max_tokens_per_microbatch": 1024}
-    out = options.work / "out"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    pairs, logprobs = PreferencePairs(options.work / "pairs"), ReferenceLogprobs(options.work / "logprobs")
-    job = Job(config, TrainResources(**resources | options.resources), pairs, logprobs, out, options.max_length)
-    trainer = Trainer(job)
+    trainer = trainer_of(options)
+    config = trainer.config
     steps = len(trainer.pairs) // config.global_batch
     began = time.perf_counter()
     metrics = [trainer.step(step, steps) for step in range(1, steps + 1)]
@@ -250,6 +241,32 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_gb": gpu_peak / 1e9 or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "losses": [line["loss"] for line in metrics],
     }
+
+
+def trainer_of(options: argparse.Namespace) -> Any:
+    """The Trainer of the train stage, in a process group of its own."""
+    import torch.distributed as dist
+
+    from stages.artifacts import PreferencePairs, ReferenceLogprobs
+    from stages.train.config import TrainConfig, TrainResources
+    from stages.train.job import Job
+    from stages.train.trainer import Trainer
+
+    dist.init_process_group(
+        "nccl" if on_gpu() else "gloo", store=None if "RANK" in os.environ else dist.HashStore(),
+        rank=int(os.environ.get("RANK", 0)), world_size=int(os.environ.get("WORLD_SIZE", 1)),
+    )  # fmt: skip
+    config = TrainConfig(
+        policy=str(options.model), dtype=options.dtype, global_batch=2 * options.batch, lr=options.lr,
+        schedule="linear", warmup_fraction=0.0,
+    )  # fmt: skip
+    resources = {"cpus_per_worker": os.cpu_count(), "gpus_per_worker": on_gpu(), "max_tokens_per_microbatch": 512}
+    out = options.work / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    pairs, logprobs = PreferencePairs(options.work / "pairs"), ReferenceLogprobs(options.work / "logprobs")
+    job = Job(config, TrainResources(**resources | options.resources), pairs, logprobs, out, options.max_length)
+    return Trainer(job)
 
 
 def work_of(trainer: Any, rows: np.ndarray) -> tuple[int, float]:
