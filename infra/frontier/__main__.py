@@ -73,7 +73,7 @@ def experiment(scale: str, root: Path, asked: argparse.Namespace) -> dict[str, A
     set_ += asked.set
     for sweep in () if asked.so_far else SCALES[scale]:
         began = time.perf_counter()
-        _raydpo("sweep", recipe, [*sweep.set_, *set_], *(f"--grid={axis}" for axis in sweep.grid))
+        _raydpo("sweep", recipe, [*sweep.set_, *set_], f"--grid={sweep.grid}")
         print(f"{sweep.method}, seed {sweep.seed}: {time.perf_counter() - began:.0f} s", flush=True)
     figures = figures_of([trial for sweep in SCALES[scale] for trial in finished(sweep, recipe, set_)])
     told: dict[str, Any] = {"made": facts} if facts else {}
@@ -94,10 +94,10 @@ def reference_of(reviews: Path, folder: Path, set_: list[str]) -> tuple[Path, di
 
 
 def finished(sweep: Sweep, recipe: Path, set_: list[str]) -> list[Trial]:
-    found, where = trials(recipe, CLUSTER, [*sweep.set_, *set_], sweep.grid, Digests(None))
+    found, where = trials(recipe, CLUSTER, [*sweep.set_, *set_], [sweep.grid], Digests(None))
     store = Store.open(where.root, where.work)
     return [
-        trial_of(sweep.method, sweep.seed, result.trial.fields, Evaluation(result.evaluated.folder))
+        trial_of(sweep, result.trial.fields, Evaluation(result.evaluated.folder))
         for result in (look_at(each, store) for each in found)
         if result.evaluated is not None and result.evaluated.state == State.HIT
     ]

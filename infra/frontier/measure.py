@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from infra.frontier.curve import Points, best_of, kl_of_best, range_of, share
-from infra.frontier.sweeps import MAIN
+from infra.frontier.sweeps import MAIN, Sweep
 from stages.evaluate.evaluation import Evaluation
 from stages.evaluate.statistics.bootstrap import Estimate, bootstrap
 
@@ -18,13 +18,14 @@ class Trial(NamedTuple):
 
     method: str
     seed: int
+    drawn: int  # the seed with which both wrote
     fields: dict[str, Any]
     kl: dict[str, float]
     reward: dict[str, float]
     reference: dict[str, list[float]]  # rewards
 
 
-def trial_of(method: str, seed: int, fields: dict[str, Any], evaluation: Evaluation) -> Trial:
+def trial_of(sweep: Sweep, fields: dict[str, Any], evaluation: Evaluation) -> Trial:
     kl, reward, reference = {}, {}, {}
     for row in evaluation.samples():
         if row["policy_reward"] is None or row["reference_reward"] is None:
@@ -35,7 +36,7 @@ def trial_of(method: str, seed: int, fields: dict[str, Any], evaluation: Evaluat
         reward.setdefault(name, []).append(row["policy_reward"])
         reference.setdefault(name, []).append(row["reference_reward"])
     means = ({name: float(np.mean(values)) for name, values in each.items()} for each in (kl, reward))
-    return Trial(method, seed, fields, *means, reference)
+    return Trial(sweep.method, sweep.seed, sweep.drawn, fields, *means, reference)
 
 
 def figures_of(trials: Sequence[Trial]) -> dict[str, Any]:
@@ -91,8 +92,8 @@ def figures_of(trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def _apart(trials: Sequence[Trial]) -> list[Trial]:
-    """One of each sweep: the others have asked the reference with the same seed, and it has written the same."""
-    return list({(trial.method, trial.seed): trial for trial in trials}.values())
+    """One of each sweep: for the others the reference has written the same, with the same seed."""
+    return list({trial.drawn: trial for trial in trials}.values())
 
 
 def _where(trials: Sequence[Trial], method: str, seed: int | None = None) -> list[int]:

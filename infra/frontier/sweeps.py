@@ -9,43 +9,51 @@ SEEDS = (0, 1, 2)  # of the order of pairs, and of adapters; the main method alo
 class Sweep(NamedTuple):
     method: str
     seed: int
-    grid: tuple[str, ...]
+    grid: str
     set_: tuple[str, ...]
+    drawn: int  # the seed with which policies and reference write when they are evaluated
 
 
-def _sweeps(grids: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]) -> list[Sweep]:
-    """Each asks policies and reference with a seed of its own: no two sweeps share the luck of a draw, and all that the
-    reference has written, together, shows what the best of many of its samples is.
+def _sweeps(*rows: tuple[str, tuple[int, ...], str, str]) -> list[Sweep]:
+    """Of methods, seeds, grids and what else is set.
+
+    Each draws with a seed of its own: no two sweeps share the luck of it, and all that the reference has written,
+    together, shows what the best of many of its samples is.
     """
     found: list[Sweep] = []
-    wanted = [(method, SEEDS[0]) for method in grids] + [(MAIN, seed) for seed in SEEDS[1:]]
-    for method, seed in wanted:
-        grid, set_ = grids[method]
-        seeds = f"train.seed={seed}", f"evaluate.sampling.seed={len(found)}"
-        found.append(Sweep(method, seed, grid, (*set_, *seeds)))
+    for method, seeds, grid, set_ in rows:
+        for seed in seeds:
+            own = f"train.seed={seed}", f"evaluate.sampling.seed={len(found)}"
+            found.append(Sweep(method, seed, grid, (*set_.split(), *own), len(found)))
     return found
 
 
-# Losses with a reference go far or stay near by beta, as in the paper; the others by lambda, alpha and learning rate.
+_KTO = "train.loss=kto shard.rows=labelled"
+# Of several pairs of a prompt a sample may be chosen in one and rejected in another. KTO learns the best and the worst, as
+# many completions a step as the others.
+_KTO_OF_BEST_AND_WORST = f"{_KTO} judge.pairing=best_worst train.global_batch=64 train.epochs=5"
+
+# Losses with a reference go far or stay near by beta, as in the paper, and by learning rate; the others by lambda,
+# alpha and learning rate.
 SCALES = {
     "vader": _sweeps(
-        {
-            "DPO": (("train.loss.beta=0.1,0.5,2",), ("train.loss=dpo",)),
-            "IPO": (("train.loss.beta=0.5,3",), ("train.loss=ipo",)),
-            "KTO": (("train.loss.beta=0.1,1",), ("train.loss=kto", "shard.rows=labelled")),
-            "ORPO": (("train.loss.beta=0.3,3",), ("train.loss=orpo",)),
-            "preferred-only": (("train.lr=5e-5,3e-4",), ("train.loss=sft",)),
-            "unlikelihood": (("train.loss.alpha=0.1,0.5",), ("train.loss=unlikelihood",)),
-        }
+        (MAIN, SEEDS, "train.loss.beta=0.1,0.5,2", "train.loss=dpo"),
+        ("IPO", SEEDS[:1], "train.loss.beta=0.5,3", "train.loss=ipo"),
+        ("KTO", SEEDS[:1], "train.loss.beta=0.1,1", _KTO),
+        ("ORPO", SEEDS[:1], "train.loss.beta=0.5,3", "train.loss=orpo"),
+        ("preferred-only", SEEDS[:1], "train.lr=5e-5,3e-4", "train.loss=sft"),
+        ("unlikelihood", SEEDS[:1], "train.loss.alpha=0.1,0.5", "train.loss=unlikelihood"),
     ),
     "imdb": _sweeps(
-        {
-            "DPO": (("train.loss.beta=0.1,0.5,2,10",), ("train.loss=dpo",)),
-            "IPO": (("train.loss.beta=0.5,3,15",), ("train.loss=ipo",)),
-            "KTO": (("train.loss.beta=0.1,1,5",), ("train.loss=kto", "shard.rows=labelled")),
-            "ORPO": (("train.loss.beta=0.3,3",), ("train.loss=orpo",)),
-            "preferred-only": (("train.lr=1e-4,3e-4,1e-3",), ("train.loss=sft",)),
-            "unlikelihood": (("train.loss.alpha=0.1,0.5",), ("train.loss=unlikelihood",)),
-        }
+        (MAIN, SEEDS[:1], "train.loss.beta=0.1,0.5,2", "train.loss=dpo"),
+        ("IPO", SEEDS[:1], "train.loss.beta=0.5,3,15", "train.loss=ipo"),
+        ("KTO", SEEDS[:1], "train.loss.beta=0.1,1,5", _KTO_OF_BEST_AND_WORST),
+        ("ORPO", SEEDS[:1], "train.loss.beta=0.3,3", "train.loss=orpo"),
+        ("preferred-only", SEEDS[:1], "train.lr=1e-4,3e-4,1e-3", "train.loss=sft"),
+        ("unlikelihood", SEEDS[:1], "train.loss.alpha=0.1,0.5", "train.loss=unlikelihood"),
+        (MAIN, SEEDS[1:], "train.loss.beta=0.1,0.5,2", "train.loss=dpo"),
+        (MAIN, SEEDS, "train.lr=1.5e-4", "train.loss=dpo"),
+        ("IPO", SEEDS[:1], "train.lr=1.5e-4", "train.loss=ipo train.loss.beta=0.5"),
+        ("KTO", SEEDS[:1], "train.lr=1.5e-4", _KTO_OF_BEST_AND_WORST),
     ),
 }
