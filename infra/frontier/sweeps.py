@@ -29,8 +29,8 @@ def _sweeps(*rows: tuple[str, tuple[int, ...], str, str]) -> list[Sweep]:
 
 
 _KTO = "train.loss=kto shard.rows=labelled"
-# Of several pairs of a prompt a sample may be chosen in one and rejected in another. KTO learns the best and the worst, as
-# many completions a step as the others.
+# Of several pairs of a prompt a sample may be chosen in one and rejected in another. So KTO learns the best and the
+# worst, as many completions a step as the others.
 _KTO_OF_BEST_AND_WORST = f"{_KTO} judge.pairing=best_worst train.global_batch=64 train.epochs=5"
 
 # Losses with a reference go far or stay near by beta, as in the paper, and by learning rate; the others by lambda,
