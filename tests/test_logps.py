@@ -112,6 +112,7 @@ def rounding(model: PairLogprobs, layout: Layout, values: torch.Tensor, coeffici
     Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019, with lambda = 2), and two are by twice that.
     eps is float32's for weights of double precision too: transformers takes norms and some softmaxes in float32.
     """
+    model.zero_grad()  # what there is would be added to
     whole = (values * coefficients.abs()).sum()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     terms = torch.autograd.grad(whole, weights, retain_graph=True, allow_unused=True) if whole.requires_grad else ()
