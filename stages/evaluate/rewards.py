@@ -47,12 +47,12 @@ def judged(samples: pa.Table, job: Job) -> tuple[pa.Table, dict[str, int]]:
         found = _asked(judge, [question for own in scored.values() for question in own], job)
         columns = {f"{who}_reward": [found[question].value for question in own] for who, own in scored.items()}
         answers = [found[question] for own in scored.values() for question in own]
-    faults = Counter(each.fault.partition(":")[0] for each in answers if each.fault is not None and not each.orders)
-    _check(judge, faults, len(answers), answers)
+    failed = [each.fault for each in answers if each.fault is not None and not each.orders]
+    _check(judge, failed, len(answers))
     for name, values in columns.items():
         place = samples.schema.get_field_index(name)
         samples = samples.set_column(place, samples.schema.field(place), pa.array(values, pa.float64()))
-    return samples, dict(faults)
+    return samples, dict(Counter(fault.partition(":")[0] for fault in failed))
 
 
 def _preferences(answer: Answer) -> tuple[float | None, float | None]:
@@ -62,17 +62,16 @@ def _preferences(answer: Answer) -> tuple[float | None, float | None]:
     return (1 + answer.orders[0]) / 2, (1 + answer.orders[1]) / 2
 
 
-def _check(judge: str | ChatJudge, faults: Counter[str], asked: int, answers: Sequence[Answer]) -> None:
+def _check(judge: str | ChatJudge, failed: Sequence[str], asked: int) -> None:
     """A function fails again as it failed; an endpoint may be back soon, so its failures are not kept for good."""
     if not isinstance(judge, ChatJudge):
         return
-    failed, most = faults.total(), 0 if judge.on_fault == "stop" else judge.max_rejected_fraction * asked
-    if failed > most:
-        first = next(each.fault for each in answers if each.fault is not None and not each.orders)
+    most = 0 if judge.on_fault == "stop" else judge.max_rejected_fraction * asked
+    if len(failed) > most:
         raise ContractError(
-            f"the judge failed for {failed} of {asked} questions; evaluate.judge.on_fault is {judge.on_fault}, and "
-            f"evaluate.judge.max_rejected_fraction {judge.max_rejected_fraction}. The first: {first}. Its other "
-            "answers are kept: run again"
+            f"the judge failed for {len(failed)} of {asked} questions; evaluate.judge.on_fault is {judge.on_fault}, "
+            f"and evaluate.judge.max_rejected_fraction {judge.max_rejected_fraction}. The first: {failed[0]}. Its "
+            "other answers are kept: run again"
         )
 
 

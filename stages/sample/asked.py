@@ -18,8 +18,24 @@ def as_shard(config: SampleConfig) -> ShardConfig:
     return ShardConfig(**{name: getattr(config, name) for name in same}, max_length=length, truncation="drop")
 
 
+def is_chat(config: SampleConfig, has_template: bool) -> bool:
+    """Whether a text is a message of a user, and not gone on with."""
+    return config.text == "chat" or (config.text == "auto" and has_template)
+
+
 def prompt_of(text: str, config: SampleConfig, chat: bool) -> Text:
-    """What a row asks: its prompt, a dialogue up to the last answer in it, or what its two completions begin with."""
+    """What a row asks: its prompt, a dialogue up to the last answer in it, or what its two completions begin with.
+
+    Raises Rejected where it asks nothing that can be read.
+    """
+    try:
+        return _said(_prompt(text, config, chat))
+    except RecursionError as error:
+        raise Malformed("nested too deeply") from error
+
+
+def _prompt(text: str, config: SampleConfig, chat: bool) -> Text:
+    """With the answers at its end, if there are any."""
     try:
         row = json.loads(text)
     except ValueError as error:
@@ -33,12 +49,12 @@ def prompt_of(text: str, config: SampleConfig, chat: bool) -> Text:
     if row.get(name) is not None:
         value = decoded(text_or_messages(row, name))
         if isinstance(value, str):
-            return _said(dialogue(value) if chat and value.strip() else value)
-        return _said(messages_of(value, name))
+            return dialogue(value) if chat and value.strip() else value
+        return messages_of(value, name)
     shape = shape_of_pair(row, config.columns)
     if shape is None:
         raise Malformed(f"it has no column {config.columns.prompt!r}; it has {', '.join(map(repr, row)) or 'none'}")
-    return _said(triple_of(row, shape, config.columns, chat).prompt)
+    return triple_of(row, shape, config.columns, chat).prompt
 
 
 def _said(prompt: Text) -> Text:

@@ -2,7 +2,7 @@
 
 from stages.errors import RecipeError
 from stages.model_files import has_chat_template
-from stages.sample.asked import as_shard, prompt_of
+from stages.sample.asked import as_shard, is_chat, prompt_of
 from stages.sample.config import SampleConfig
 from stages.shard.look import Look, counter, first_rows, not_here
 from stages.shard.report.contamination import texts_of
@@ -27,16 +27,13 @@ def _look(config: SampleConfig) -> Look:
     (source,) = read_as.all_sources
     if (rows := first_rows(source)) is None:
         return not_here(name)
-    templated = config.chat.template or has_chat_template(config.tokenizer)
-    chat = config.text == "chat" or (config.text == "auto" and bool(templated))
+    chat = is_chat(config, bool(config.chat.template or has_chat_template(config.tokenizer)))
     prompts, problems = [], []
     for number, text in rows:
         try:
             prompts.append((number, prompt_of(text, config, chat)))
         except Rejected as error:
             problems.append(f"row {number}: {error.detail}")
-        except RecursionError:
-            problems.append(f"row {number}: nested too deeply")
     count, notices = counter(read_as, source, any(not isinstance(prompt, str) for _, prompt in prompts))
     lengths = []
     for number, prompt in prompts:

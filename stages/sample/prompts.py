@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from stages import schema
 from stages.errors import RecipeError
-from stages.sample.asked import as_shard, prompt_of
+from stages.sample.asked import as_shard, is_chat, prompt_of
 from stages.sample.config import SampleConfig
 from stages.samples import PROMPTS
 from stages.shard.reading.survey import slices
-from stages.shard.shapes.row import Labelled, Malformed, Rejected, Text
+from stages.shard.shapes.row import Labelled, Rejected, Text
 from stages.shard.tokenization import Completion, Tokenizer, hash_of, load_tokenizer
 
 _ROWS = 500  # tokenized at once
@@ -69,7 +69,7 @@ def _read(config: SampleConfig) -> tuple[dict[str, dict[str, Any]], list[dict[st
     read_as = as_shard(config)
     own = load_tokenizer(config.tokenizer)
     tokenizer = Tokenizer(read_as, own)
-    chat = config.text == "chat" or (config.text == "auto" and bool(config.chat.template or own.chat_template))
+    chat = is_chat(config, bool(config.chat.template or own.chat_template))
     found: dict[str, dict[str, Any]] = {}
     aside: list[dict[str, Any]] = []
     numbered = (
@@ -105,8 +105,6 @@ def _tokenized(
             asked.append(prompt_of(text, config, chat))
         except Rejected as error:
             asked.append(error.with_traceback(None))
-        except RecursionError:
-            asked.append(Malformed("nested too deeply"))
     rows = [
         Labelled(each, _ANSWER if isinstance(each, str) else [{"role": "assistant", "content": _ANSWER}], True)
         for each in asked

@@ -260,7 +260,8 @@ def trainer_of(options: argparse.Namespace) -> Any:
         policy=str(options.model), dtype=options.dtype, global_batch=2 * options.batch, lr=options.lr,
         schedule="linear", warmup_fraction=0.0,
     )  # fmt: skip
-    resources = {"cpus_per_worker": os.cpu_count(), "gpus_per_worker": on_gpu(), "max_tokens_per_microbatch": 512}
+    tokens = {"max_tokens_per_microbatch": RESOURCES["max_tokens_per_microbatch"]}  # where --resources says nothing
+    resources = {"cpus_per_worker": os.cpu_count(), "gpus_per_worker": on_gpu(), **tokens}
     out = options.work / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
