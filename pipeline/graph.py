@@ -49,12 +49,12 @@ SAMPLE = Stage(
     selects=("source", "subset", "split", "columns", "where", "limit", "num_parts", "max_prompt_length"),
 )  # fmt: skip
 JUDGE = Stage(
-    "judge", version=1, inputs={"completions": "sample"}, output=Triples, models=(),
+    "judge", version=2, inputs={"completions": "sample"}, output=Triples, models=(),
     acceptance=("max_rejected_fraction", "endpoint", "key_env", "folder"), each_round="on policy", takes_over=True,
     optional=True, selects=("pairing", "min_margin", "seed", "on_fault"),
 )  # fmt: skip
 SHARD = Stage(
-    "shard", version=4, inputs={"triples": "judge"}, output=PreferencePairs, models=(), each_round="on policy"
+    "shard", version=5, inputs={"triples": "judge"}, output=PreferencePairs, models=(), each_round="on policy"
 )
 SCORE = Stage(
     "score", version=3, inputs={"pairs": "shard"}, output=ReferenceLogprobs, models=("model",),

@@ -45,6 +45,8 @@ TRIPLES = pa.schema(
         ("margin", pa.float64()),  # of the judge's scores, how much better chosen is; null where it compares
         ("chosen_model", pa.int32()),  # which of the models that drew them
         ("rejected_model", pa.int32()),
+        ("chosen_finish", pa.string()),  # as in COMPLETIONS: what was cut is trained without an end token
+        ("rejected_finish", pa.string()),
     ]
 )
 

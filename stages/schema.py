@@ -19,7 +19,10 @@ PAIRS = pa.schema(
         ("pair_id", pa.string()),
         ("split", pa.string()),  # "train", "eval", or "eval/<name>" of a named held-out set; no prompt is on both sides
         ("prompt_ids", pa.list_(pa.int32())),  # never empty: the first completion token needs a context
-        ("chosen_ids", pa.list_(pa.int32())),  # ends with the end token, unless it was cut at max_length
+        (
+            "chosen_ids",
+            pa.list_(pa.int32()),
+        ),  # ends with the end token, unless it was cut at max_length or by max_tokens
         ("rejected_ids", pa.list_(pa.int32())),  # likewise; differs from chosen_ids
         ("chosen_trained", pa.list_(pa.int32())),  # spans of the ids that are trained (spans.py); [0, n] is all of them
         ("rejected_trained", pa.list_(pa.int32())),

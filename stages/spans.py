@@ -15,6 +15,20 @@ def whole(length: int) -> list[int]:
     return [0, length]
 
 
+def of(trained: Sequence[bool], lengths: Sequence[int]) -> list[int]:
+    """Of pieces of a completion that are trained or not, and so many ids long; neighbours are one span."""
+    found: list[int] = []
+    at = 0
+    for is_trained, length in zip(trained, lengths, strict=True):
+        if is_trained and length:
+            if found and found[-1] == at:
+                found[-1] += length
+            else:
+                found += [at, at + length]
+        at += length
+    return found
+
+
 def pieces(spans: Spans) -> Iterator[tuple[int, int]]:
     """(start, stop) of each span."""
     return zip(spans[::2], spans[1::2], strict=True)

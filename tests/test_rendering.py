@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from chat_family import DATED, THOUGHT, Family, a, s, u
+from chat_family import DATED, THOUGHT, TIDE, Family, a, call, s, u
 from chat_templates import CHATML, LLAMA3, byte_tokenizer
 from conftest import make_project
 from tokenizers.processors import TemplateProcessing
@@ -41,6 +41,38 @@ from stages.shard.triple import Triple
 )
 def test_a_completion_ends_where_the_model_stops(family: str, prompt: str, chosen: str) -> None:
     assert Family(family).texts([u("hi")], [a("yes")]) == (prompt, chosen)
+
+
+@pytest.mark.parametrize(
+    "family", ["chatml", "chatml on a base", "llama3", "gemma", "phi", "mistral", "qwen3", "gpt-oss", "smollm3"]
+)
+def test_a_completion_that_was_cut_when_it_was_sampled_has_no_end(family: str) -> None:
+    made = Family(family)
+    turns = [a("one"), u("more?"), a("so it is")]
+    whole, cut = (made.made([u("hi")], turns, [a("no")], chosen_cut=each) for each in (False, True))
+    assert made.text(cut.chosen_ids).endswith("so it is")
+    assert made.text(whole.chosen_ids).startswith(made.text(cut.chosen_ids))  # the first turn's end among it
+    assert made.trained(cut)[0] == made.trained(whole)[0]
+    assert made.trained(cut)[-1].endswith("so it is")
+    assert (cut.prompt_ids, cut.rejected_ids) == (whole.prompt_ids, whole.rejected_ids)
+    assert (whole.unended, cut.unended) == (0, 1)
+    assert cut.pair_id != whole.pair_id
+
+
+def test_where_a_completion_was_cut() -> None:
+    """At the blanks of its text, in its reasoning, after a call that could be read; and not where it has an end."""
+    chatml, qwen3 = Family("chatml"), Family("qwen3")
+    assert chatml.texts([u("hi")], [a("yes, \n")], chosen_cut=True)[1] == "yes, \n"
+    assert qwen3.texts([u("hi")], [a("", reasoning_content="so it")], chosen_cut=True)[1].endswith("so it")
+    called = qwen3.texts([u("hi")], [a("", tool_calls=call({"port": "Oslo"}))], tools=[TIDE], chosen_cut=True)[1]
+    assert called.endswith("</tool_call>")
+    assert chatml.texts([u("hi"), a("My answer is")], [a(" yes")], chosen_cut=True)[1] == " yes"
+    for ended in ([a("yes<|im_end|>")], [a("yes"), u("thanks")]):
+        made = chatml.made([u("hi")], ended, chosen_cut=True)
+        assert (chatml.text(made.chosen_ids), made.unended) == ("yes<|im_end|>", 0)
+    plain = chatml.made("a b", " c", " d<|im_end|>", chosen_cut=True, rejected_cut=True)
+    assert [chatml.text(ids) for ids in (plain.chosen_ids, plain.rejected_ids)] == [" c", " d<|im_end|>"]
+    assert plain.unended == 1
 
 
 @pytest.mark.parametrize("family", ["chatml on a base", "gemma", "phi"])

@@ -60,6 +60,32 @@ def test_a_negative_margin_is_refused_or_swaps_the_two() -> None:
     assert parse(row | {"strength": 0}, "explicit", columns) == [Triple("a", "b", "c", 0.0)]
 
 
+def test_a_row_says_which_completions_were_cut() -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_finish": "length", "rejected_finish": "stop"}
+    (triple,) = parse(row, "explicit", COLUMNS)
+    assert triple == Triple("a", "b", "c", chosen_cut=True)
+    assert [each.cut for each in triple.unrolled()] == [True, False]
+    (swapped,) = parse(row | {"m": -1}, "explicit", Columns(margin="m"), negative_margin="swap")
+    assert swapped == Triple("a", "c", "b", 1.0, rejected_cut=True)
+    messages = row | {"prompt": [QUESTION], "chosen": [GOOD], "rejected": [BAD], "rejected_finish": None}
+    assert parse(messages, "conversational", COLUMNS) == [Triple([QUESTION], [GOOD], [BAD], chosen_cut=True)]
+    labelled = {"prompt": "a", "completion": "b", "label": True, "finish_reason": "MAX_TOKENS"}
+    assert parse(labelled, "labelled", COLUMNS) == [Labelled("a", "b", True, cut=True)]
+    answers = [{"text": "b", "score": 2, "finish_reason": "stop"}, {"text": "c", "score": 1, "finish_reason": "length"}]
+    (ranked,) = parse({"prompt": "a", "completions": answers}, "ranked", COLUMNS, text="plain")
+    assert ranked == Triple("a", "b", "c", 1.0, rejected_cut=True)
+    odd = {"text": "d", "score": 3, "finish_reason": 5}
+    with_odd = outcomes({"prompt": "a", "completions": [*answers, odd]}, "ranked", COLUMNS)
+    assert [str(each) for each in with_odd if isinstance(each, Rejected)] == [
+        "'finish_reason' of completion 2 is 5, and says no word as stop or length of how a completion ended"
+    ]
+    with pytest.raises(Malformed, match=r"column 'chosen_finish' is 5, and says no word as stop or length"):
+        parse(row | {"chosen_finish": 5}, "explicit", COLUMNS)
+    assert parse(row, "explicit", Columns(chosen_finish="end")) == [Triple("a", "b", "c")]
+    with pytest.raises(RecipeError, match="has no column 'end'"):
+        tell([json.dumps(row)], Columns(chosen_finish="end"), "set")
+
+
 def test_a_weight_is_a_number_and_stays_when_unrolled() -> None:
     row, columns = {"prompt": "a", "chosen": "b", "rejected": "c", "w": 0.5}, Columns(weight="w")
     (triple,) = parse(row, "explicit", columns)

@@ -108,6 +108,7 @@ _KEY_FIGURES = {
     "dropped": "dropped",
     "cut_prompts": "cut prompts",
     "cut_completions": "cut completions",
+    "unended_completions": "without an end",
     "against": "against each other",
     "near_duplicates": "held out near trained",
     "longer_chosen": "longer chosen",

@@ -174,6 +174,8 @@ def _triple(
         "margin": margin,
         "chosen_model": chosen["model"],
         "rejected_model": rejected["model"],
+        "chosen_finish": chosen["finish"],
+        "rejected_finish": rejected["finish"],
     }
 
 

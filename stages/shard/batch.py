@@ -30,6 +30,7 @@ TOKENIZED = {
             ("cut_prompt", pa.bool_()),
             ("cut_completions", pa.int64()),
             ("control_tokens", pa.bool_()),
+            ("unended", pa.int64()),
             schema.REJECTS.field("row"),
         ]
     )

@@ -33,6 +33,10 @@ class Columns(Config):
     system: str | None = None  # text that goes before the prompt as a system message
     completion: str = "completion"
     label: str = "label"  # of the completion: true where it is desirable
+    # How the sampling of a completion ended: one that was cut gets no end token, which its model did not write.
+    chosen_finish: str = "chosen_finish"
+    rejected_finish: str = "rejected_finish"
+    finish: str = "finish_reason"  # of a labelled completion; of ranked ones a key in each
     # Of ranked rows: names of columns, or of keys in each completion. Left out, known sets' names are tried.
     completions: str | None = None  # the list of them
     scores: str | None = None  # higher is better

@@ -21,7 +21,7 @@ _CHARACTERS = 4_000_000  # of one text; a tokenizer takes up to 300 bytes of mem
 
 @dataclass(frozen=True)
 class Pair:
-    """Token ids of one triple. Each completion ends where the model stops, unless `cut_completions` counts it.
+    """Token ids of one triple. Completions end where the model stops, but those in `cut_completions` and `unended`.
 
     What is trained of a completion's ids are flat spans (stages/spans.py), not empty.
     """
@@ -34,6 +34,7 @@ class Pair:
     cut_prompt: bool
     cut_completions: int  # 0, 1 or 2 of them were cut at max_length
     control_tokens: bool = False  # whether text of the row spells one
+    unended: int = 0  # of them were cut when they were sampled
 
     @property
     def pair_id(self) -> str:
@@ -53,6 +54,7 @@ class Completion:
     cut_prompt: bool
     cut_completions: int  # 0 or 1
     control_tokens: bool = False
+    unended: int = 0  # 0 or 1
 
     @property
     def row_id(self) -> str:
@@ -122,7 +124,7 @@ class Tokenizer:
         rendered = [self._rendered(row) for row in rows]
         good = [each for each in rendered if isinstance(each, Rendered)]
         runs, sizes = [], []
-        for prompt, completions, _ in good:
+        for prompt, completions, *_ in good:
             for i, pieces in enumerate((prompt, *completions)):
                 sizes.append(len(pieces))
                 runs += [Run(p.text, p.literal, p.opens, i + j > 0) for j, p in enumerate(pieces)]
@@ -170,15 +172,16 @@ class Tokenizer:
         self._check_ids(ids)
         prompt = self._begun(ids[0]) if rendered.prompt[0].opens else ids[0]
         whole = [
-            _spans([p.trained for p in pieces], [len(i) for i in each])
+            spans.of([p.trained for p in pieces], [len(i) for i in each])
             for pieces, each in zip(rendered.completions, lists[1:], strict=True)
         ]
         prompt, sides, cut_prompt, cut = _truncate(prompt, ids[1:], self._config)
         trained = [spans.cut(each, len(side)) for each, side in zip(whole, sides, strict=True)]
         if not all(trained):
             raise Rejected("nothing_trained", f"no trained token is left in {self._config.max_length} tokens")
+        facts = cut_prompt, cut, rendered.spells_control, rendered.unended
         if isinstance(row, Labelled):
-            return Completion(prompt, sides[0], trained[0], row.label, cut_prompt, cut, rendered.spells_control)
+            return Completion(prompt, sides[0], trained[0], row.label, *facts)
         chosen, rejected = sides
         last = trained[0][-1]  # what comes after it is read by nothing
         if chosen == rejected or (trained[0] == trained[1] and chosen[:last] == rejected[:last]):
@@ -188,7 +191,7 @@ class Tokenizer:
                 )
                 raise Rejected("too_long", said)
             raise Rejected("equal", "chosen and rejected are the same tokens")
-        return Pair(prompt, chosen, rejected, trained[0], trained[1], cut_prompt, cut, rendered.spells_control)
+        return Pair(prompt, chosen, rejected, trained[0], trained[1], *facts)
 
     def _begun(self, prompt: list[int]) -> list[int]:
         """A plain prompt, with one start token where the text has one and the tokenizer adds one, and no end token."""
@@ -214,20 +217,6 @@ def _vocabulary(name: str) -> int | None:
         return vocabulary(name)
     except (OSError, ValueError):  # a tokenizer by itself
         return None
-
-
-def _spans(trained: list[bool], lengths: list[int]) -> list[int]:
-    """Of pieces of these lengths: the spans of those that are trained, neighbours as one."""
-    found: list[int] = []
-    at = 0
-    for is_trained, length in zip(trained, lengths, strict=True):
-        if is_trained and length:
-            if found and found[-1] == at:
-                found[-1] += length
-            else:
-                found += [at, at + length]
-        at += length
-    return found
 
 
 def _truncate(

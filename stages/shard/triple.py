@@ -9,6 +9,7 @@ from stages.shard.config import Columns, Pairing, Shape, ShardConfig, Source
 from stages.shard.reading.opening import problem_of
 from stages.shard.shapes.cells import margin_of, number
 from stages.shard.shapes.compared import compared_triple
+from stages.shard.shapes.finish import with_finish
 from stages.shard.shapes.known import compared_of
 from stages.shard.shapes.messages import json_list, json_object, refuse_media
 from stages.shard.shapes.paired import labelled_of, triple_of
@@ -75,7 +76,7 @@ def outcomes(
         chat = text == "chat" or (text == "auto" and (shape in ("ranked", "compared") or columns.system is not None))
         found: list[Outcome]
         if shape == "labelled":
-            found = [labelled_of(row, columns, chat)]
+            found = [with_finish(labelled_of(row, columns, chat), row, columns)]
         elif shape == "ranked":
             found = list(ranked_of(row, columns, pairing, chat))
         elif shape == "compared":
@@ -83,7 +84,7 @@ def outcomes(
             if (verdict := compared_of(row, columns)) and verdict.preference == columns.margin:
                 columns = columns.model_copy(update={"margin": None})  # it is the strength, whose sign has been read
         else:
-            found = [triple_of(row, shape, columns, chat)]
+            found = [with_finish(triple_of(row, shape, columns, chat), row, columns)]
         found = [_whole(each, row, columns, negative_margin, tools_column, kwargs_column) for each in found]
         return [one for each in found for one in _unrolled(each)] if unrolled else found
     except Rejected as error:
@@ -138,7 +139,10 @@ def _with_margin(triple: Triple, margin: float, name: str, negative: str) -> Tri
     if margin >= 0:
         return replace(triple, margin=margin)
     if negative == "swap":
-        return replace(triple, chosen=triple.rejected, rejected=triple.chosen, margin=-margin)
+        return replace(
+            triple, chosen=triple.rejected, rejected=triple.chosen, margin=-margin,
+            chosen_cut=triple.rejected_cut, rejected_cut=triple.chosen_cut,
+        )  # fmt: skip
     raise Rejected(
         "margin",
         f"column {name!r} is {margin:g}: by this the rejected one is better. Set shard.negative_margin: swap to "

@@ -107,7 +107,7 @@ def _facts(pairs: pa.Table, rejects: pa.Table) -> dict[str, int]:
         longest=int((prompt + np.maximum(one, other)).max(initial=0)),
         largest_id=max(pc.max(pc.list_flatten(column)).as_py() or 0 for column in ids),
     )
-    counted = ["cut_prompt", "cut_completions", "control_tokens", *(["label"] if "label" in pairs.column_names else [])]
+    counted = [name for name in _COUNTED if name in pairs.column_names]
     facts.update({_COUNTED[name]: int(pc.sum(pairs[name]).as_py() or 0) for name in counted})
     return facts
 
@@ -116,6 +116,7 @@ _COUNTED = {
     "cut_prompt": "cut_prompts",
     "cut_completions": "cut_completions",
     "control_tokens": "control_tokens",
+    "unended": "unended_completions",
     "label": "desirable",
 }
 _LONE = "no completion of another prompt has a trained token in the tokens that this prompt leaves of max_length"

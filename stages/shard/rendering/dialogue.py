@@ -15,6 +15,7 @@ class Dialogue(NamedTuple):
     prompted: bool  # the completion begins with the assistant's turn, which the prompt opens
     tools: list[dict[str, Any]] | None
     kwargs: dict[str, Any]
+    cut: bool = False  # the last message ends where its text does
 
     @property
     def messages(self) -> list[Message]:

@@ -13,6 +13,7 @@ from stages.shard.rendering.control import Control
 from stages.shard.triple import Rejected
 
 Message = dict[str, Any]
+Part = str | int  # what a template writes, or the number of a hole
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # What templates look for in a message: it stays in an outline, between the texts.
 _TAGS = re.compile(r"(</?think>|/no_think\b|/think\b)")
@@ -21,6 +22,11 @@ SENTINEL = re.compile(r"qzx(\d+)xzq")
 
 def sentinel(hole: int) -> str:
     return f"qzx{hole}xzq"
+
+
+def parts_of(text: str) -> list[Part]:
+    """Of what a template wrote around sentinels."""
+    return [int(part) if i % 2 else part for i, part in enumerate(SENTINEL.split(text)) if part]
 
 
 class Outline(NamedTuple):

@@ -23,6 +23,7 @@ class Rendered(NamedTuple):
     prompt: list[Piece]
     completions: list[list[Piece]]
     spells_control: bool  # text of the row spells a control token
+    unended: int = 0  # how many completions have no end, because they were cut when they were sampled
 
 
 def check(pieces: Sequence[Piece]) -> None:

@@ -8,9 +8,9 @@ from stages.shard.config import ShardConfig
 from stages.shard.rendering import messages as of
 from stages.shard.rendering.control import Control, stops_of
 from stages.shard.rendering.dialogue import Dialogue, joined
-from stages.shard.rendering.messages import Message
+from stages.shard.rendering.messages import Message, Part
 from stages.shard.rendering.piece import Piece, Rendered
-from stages.shard.rendering.skeleton import Builder, Lost, Part, Skeleton
+from stages.shard.rendering.skeleton import Builder, Lost, Skeleton
 from stages.shard.rendering.template import Template
 from stages.shard.triple import Labelled, Rejected, Triple
 
@@ -39,9 +39,17 @@ class Renderer:
             if isinstance(row, Triple)
             else {"completion": row.completion}
         )
+        were_cut = (row.chosen_cut, row.rejected_cut) if isinstance(row, Triple) else (row.cut,)
+        cut = {name for (name, side), each in zip(sides.items(), were_cut, strict=True) if each and self._no_end(side)}
         if isinstance(row.prompt, str) and all(isinstance(side, str) for side in sides.values()):
-            return self._plain(row.prompt, sides)
-        return self._written(row, sides)
+            return self._plain(row.prompt, sides, cut)
+        return self._written(row, sides, cut)
+
+    def _no_end(self, side: Any) -> bool:
+        """Whether a completion that was cut stands as it was cut: it may have an end token yet, or another's turn."""
+        if isinstance(side, list) and side and isinstance(side[-1], dict) and side[-1].get("role") == "assistant":
+            side = side[-1].get("content")
+        return side is None or (isinstance(side, str) and self.control.end(side) is None)
 
     def check_messages(self) -> Template:
         """Raises RecipeError where no template can write lists of messages."""
@@ -78,7 +86,7 @@ class Renderer:
 
     # Plain text
 
-    def _plain(self, prompt: str, sides: dict[str, Any]) -> Rendered:
+    def _plain(self, prompt: str, sides: dict[str, Any], cut: set[str]) -> Rendered:
         """Text is joined as it stands, and what it spells is what it means: people write their own templates in it."""
         control = self.control
         texts = {name: control.without_end(text) for name, text in sides.items()}
@@ -96,9 +104,10 @@ class Renderer:
             self._say_spelled("plain text spells control tokens, and they are such there")
         completions = []
         for name, text in sides.items():
-            closed = text[: control.end(text)] if texts[name] != text else text + self._end
+            end = "" if name in cut else self._end
+            closed = text[: control.end(text)] if texts[name] != text else text + end
             completions.append([Piece(closed, trained=True)])
-        return Rendered([Piece(prompt, opens=True)], completions, bool(spelled))
+        return Rendered([Piece(prompt, opens=True)], completions, bool(spelled), len(cut))
 
     def _refuse(self, spelled: Sequence[tuple[str, str]]) -> None:
         if spelled and self._config.control_tokens == "reject":
@@ -107,7 +116,7 @@ class Renderer:
 
     # Messages
 
-    def _written(self, row: Triple | Labelled, sides: dict[str, Any]) -> Rendered:
+    def _written(self, row: Triple | Labelled, sides: dict[str, Any], cut: set[str]) -> Rendered:
         template = self.check_messages()
         prompt = self._prompt(row.prompt, template)
         completions = {name: self._completion(side, name, template) for name, side in sides.items()}
@@ -127,7 +136,7 @@ class Renderer:
             texts = [*before.texts, *spelled, *after.texts]
             literal = [*before.literal, *([True] * len(spelled)), *after.literal]
             self._refuse([(name, text) for text, is_spelled in zip(texts, literal, strict=True) if is_spelled])
-            skeleton = self._skeleton(shared, after.key, kwargs, template, name, texts)
+            skeleton = self._skeleton((*shared, name in cut), after.key, kwargs, template, name, texts)
             if not skeleton.blind:
                 whole = template.render(joined([*prompt, *side], len(prompt), continued), False, row.tools, kwargs)
                 texts = _fitting(skeleton, texts, whole, name)
@@ -137,7 +146,8 @@ class Renderer:
             completion = [p for s in skeleton.sections for p in _pieces(s.parts, texts, kept, s.trained)]
             if not any(piece.trained for piece in completion):
                 raise Rejected("nothing_trained", f"{name} has nothing of shard.train_on: {self._config.train_on}")
-            if self.control.end(completion[-1].text) != len(completion[-1].text) or completion[-1].literal:
+            ended = self.control.end(completion[-1].text) == len(completion[-1].text) and not completion[-1].literal
+            if not ended and name not in cut:
                 completion.append(Piece(self._end, trained=completion[-1].trained))
             written.append((_pieces(skeleton.prompt, texts, kept, False), completion))
         if any(piece != written[0][0] for piece, _ in written):
@@ -145,7 +155,7 @@ class Renderer:
         if counted:
             become = "they become such" if self._config.control_tokens == "keep" else "they stay text"
             self._say_spelled(f"texts of messages spell control tokens, and {become}")
-        return Rendered(written[0][0], [completion for _, completion in written], counted)
+        return Rendered(written[0][0], [completion for _, completion in written], counted, len(cut))
 
     def _prompt(self, given: Any, template: Template) -> list[Message]:
         prompt = [template.for_template(message) for message in of.normal(given, "the prompt", self.control)]
@@ -177,11 +187,11 @@ class Renderer:
     ) -> Skeleton:
         found = self._known.get((shared, key))
         if found is None:
-            before, tools, _, base, prompted, continued = shared
+            before, tools, _, base, prompted, continued, cut = shared
             blanks, _ = of.blanks(before, 0)
             after, _ = of.blanks(key, base)
             schemas = json.loads(tools) if tools else None
-            dialogue = Dialogue([*blanks, *after], len(blanks), continued, prompted, schemas, kwargs)
+            dialogue = Dialogue([*blanks, *after], len(blanks), continued, prompted, schemas, kwargs, cut)
             try:
                 found = Builder(dialogue, template, self.control, self._config.train_on).build()
             except (Lost, Rejected) as error:

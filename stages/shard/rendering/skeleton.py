@@ -12,12 +12,11 @@ from typing import NamedTuple
 from stages.shard.rendering.calls import emptied_of, function_of, with_arguments
 from stages.shard.rendering.control import Control
 from stages.shard.rendering.dialogue import Dialogue
-from stages.shard.rendering.messages import SENTINEL, Message, sentinel
+from stages.shard.rendering.messages import SENTINEL, Message, Part, parts_of, sentinel
 from stages.shard.rendering.opaque import TEXTS, opaque
 from stages.shard.rendering.template import Template
 from stages.shard.triple import Rejected
 
-Part = str | int  # what the template writes, or the number of a hole
 # White space at the ends of a text is written by escapes there.
 _QUOTED = re.compile(r'"(\\[nrtf]|\s)*$'), re.compile(r'(\\[nrtf]|\s)*"')
 _OPENED = re.compile(r"<think>\s*$")
@@ -41,7 +40,7 @@ class Section(NamedTuple):
 class Skeleton(NamedTuple):
     whole: list[Part]
     prompt: list[Part]
-    sections: list[Section]  # of the completion; the last of them ends where the model stops
+    sections: list[Section]  # of the completion; the last of them ends where the model stops, or was cut
     quoted: frozenset[int]  # holes that stand in double quotes: as JSON, perhaps
     blind: bool  # the template writes this whatever the texts say
 
@@ -67,14 +66,14 @@ class Builder:
         self._check_tools()
         prompt, start = self._prompt()
         spans, end = self._spans(start)
-        sections = [Section(trained, self._parts(a, b)) for trained, a, b in _runs(spans, start, end)]
+        sections = [Section(trained, parts_of(self.text[a:b])) for trained, a, b in _runs(spans, start, end)]
         quoted = frozenset(
             hole
             for hole, places in self.places.items()
             for at in places
             if _QUOTED[0].search(self.text, 0, at) and _QUOTED[1].match(self.text, at + len(sentinel(hole)))
         )
-        return Skeleton(_split(self.text), _split(prompt), sections, quoted, not quoted and self._blind())
+        return Skeleton(parts_of(self.text), parts_of(prompt), sections, quoted, not quoted and self._blind())
 
     def _blind(self) -> bool:
         if self.dialogue.tools or any(message.keys() - {"role", *TEXTS} for message in self.messages):
@@ -163,10 +162,8 @@ class Builder:
         content = str(mine.message["content"])
         last = mine.needed[-1:] or mine.whole[-1:]
         if last and (found := self.places[last[0]]):
-            after = content.rpartition(sentinel(last[0]))[2]
-            end = found[0] + len(sentinel(last[0]))
-            shared = len(os.path.commonprefix([after, self.text[end:]]))  # noqa: RUF071 - of text, on purpose
-            return self.text[: end + shared], end + shared
+            end = self._after(found[0], last[0], content)
+            return self.text[:end], end
         place = self.text.find(content + str(rest.message["content"])[:1])  # nothing but tags
         if not content or place < 0:
             raise Rejected("template", "the chat template does not write the assistant's turn that the prompt begins")
@@ -175,7 +172,7 @@ class Builder:
     def _spans(self, start: int) -> tuple[list[tuple[int, int]], int]:
         """What is trained of the text, and where the completion ends."""
         last = len(self.messages) - 1
-        end = self._end(last, start if last == self.first else 0)
+        end = self._cut() if self.dialogue.cut else self._end(last, start if last == self.first else 0)
         if self.all_trained:
             return [(start, end)], end
         spans = []
@@ -213,6 +210,20 @@ class Builder:
         end = self.control.end(part[start:])
         return start + (len(part[start:].rstrip()) if end is None else end)
 
+    def _cut(self) -> int:
+        """Where the text of the last message ends, before what the template closes it with."""
+        blank = self.dialogue.blanks[-1]
+        if blank.message.get("tool_calls") or not blank.whole:  # calls could be read: so they are whole
+            return len(self.control.without_end(self.text).rstrip())
+        at, last = max((at, hole) for hole in blank.whole for at in self.places[hole])
+        said = next(each for each in blank.message.values() if isinstance(each, str) and sentinel(last) in each)
+        return self._after(at, last, said)
+
+    def _after(self, at: int, hole: int, said: str) -> int:
+        """Where `said`, of which `hole` stands at `at`, ends in the text, as far as it stands there."""
+        end, rest = at + len(sentinel(hole)), said.rpartition(sentinel(hole))[2]
+        return end + len(os.path.commonprefix([rest, self.text[end:]]))  # noqa: RUF071 - of text, on purpose
+
     def _part(self, i: int, prompted: bool = False) -> str | None:
         """The rendering of the first i messages, if the whole begins with it."""
         try:
@@ -220,9 +231,6 @@ class Builder:
         except Rejected:
             return None
         return text if self.text.startswith(text) else None
-
-    def _parts(self, start: int, end: int) -> list[Part]:
-        return _split(self.text[start:end])
 
 
 def _runs(spans: list[tuple[int, int]], start: int, end: int) -> Iterator[tuple[bool, int, int]]:
@@ -235,10 +243,6 @@ def _runs(spans: list[tuple[int, int]], start: int, end: int) -> Iterator[tuple[
         at = max(at, closed)
     if at < end:
         yield False, at, end
-
-
-def _split(text: str) -> list[Part]:
-    return [int(part) if i % 2 else part for i, part in enumerate(SENTINEL.split(text)) if part]
 
 
 def _shown(text: str) -> str:

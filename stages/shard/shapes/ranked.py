@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from stages.shard.config import Columns, Pairing
 from stages.shard.shapes.cells import number_or_none, text_or_messages
+from stages.shard.shapes.finish import was_cut
 from stages.shard.shapes.known import PROMPTS, RANKS, SCORES, TEXTS, completions_column, prompt_column
 from stages.shard.shapes.messages import decoded
 from stages.shard.shapes.paired import apart
@@ -18,6 +19,7 @@ class Candidate(NamedTuple):
     score: float  # higher is better
     text: Any  # a string or messages
     name: str  # what people call it
+    cut: bool  # when it was sampled
 
 
 def ranked_of(row: dict[str, Any], columns: Columns, pairing: Pairing, chat: bool) -> Iterator[Triple | Rejected]:
@@ -37,7 +39,8 @@ def ranked_of(row: dict[str, Any], columns: Columns, pairing: Pairing, chat: boo
         try:
             sides = [better.text, worse.text]
             asked, (chosen, rejected) = apart(prompt, sides, (better.name, worse.name), chat, "prompt")
-            yield Triple(asked, chosen, rejected, better.score - worse.score)
+            margin = better.score - worse.score
+            yield Triple(asked, chosen, rejected, margin, chosen_cut=better.cut, rejected_cut=worse.cut)
         except Rejected as error:
             yield error
 
@@ -78,7 +81,13 @@ def _candidates(row: dict[str, Any], columns: Columns) -> tuple[list[Candidate],
         if value is None:
             unscored.append(Malformed(f"completion {i} of {name!r} has the {called} {score!r}, not a finite number"))
         else:
-            candidates.append(Candidate(sign * value, text, f"completion {i}"))
+            finish = each.get(columns.finish) if isinstance(each, dict) else None
+            try:
+                cut = was_cut(finish, f"{columns.finish!r} of completion {i}")
+            except Malformed as error:
+                unscored.append(error)
+            else:
+                candidates.append(Candidate(sign * value, text, f"completion {i}", cut))
     return candidates, unscored
 
 

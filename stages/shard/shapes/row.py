@@ -20,11 +20,13 @@ class Triple:
     weight: float = 1.0  # of the pair in the loss
     tools: list[dict[str, Any]] | None = None  # JSON schemas, for the template
     chat_kwargs: dict[str, Any] | None = None  # of this row, for the template
+    chosen_cut: bool = False  # when it was sampled: it has no end that could be learnt
+    rejected_cut: bool = False
 
     def unrolled(self) -> "list[Labelled]":
-        sides = (self.chosen, True), (self.rejected, False)
+        sides = (self.chosen, True, self.chosen_cut), (self.rejected, False, self.rejected_cut)
         rest = self.weight, self.tools, self.chat_kwargs
-        return [Labelled(self.prompt, completion, label, *rest) for completion, label in sides]
+        return [Labelled(self.prompt, completion, label, *rest, cut) for completion, label, cut in sides]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Labelled:
     weight: float = 1.0
     tools: list[dict[str, Any]] | None = None
     chat_kwargs: dict[str, Any] | None = None
+    cut: bool = False
 
 
 class Rejected(ValueError):
