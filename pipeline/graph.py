@@ -66,7 +66,7 @@ TRAIN = Stage(
 EVALUATE = Stage(
     "evaluate", version=1, inputs={"pairs": "shard", "logprobs": "score", "policy": "train"}, output=Evaluation,
     models=("policy", "reference"), acceptance=("judge_folder",), each_round="never", optional=True,
-    loads=("policy",),
+    loads=("policy",), takes_over=True, selects=("policy", "loss", "prompts", "num_prompts", "judge", "tie"),
 )  # fmt: skip
 
 

@@ -2,12 +2,17 @@
 
 import random
 import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.pool.attempts import DIED, Attempts
+from stages.pool.careful import Company
 
 
 @given(
@@ -38,6 +43,28 @@ def test_the_poisonous_pairs_are_found_and_no_others(rows: int, poisons: set[int
         assert attempts.poisonous(range(rows)) == {
             row: f"ValueError: no such token in row {row}" for row in sorted(poisons)
         }
+
+
+def test_a_part_that_has_failed_works_alone(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path / "part", limit=3)
+    assert attempts.clean
+    with pytest.raises(ValueError, match="no"), attempts.attempt("whole"):
+        raise ValueError("no")
+    assert not attempts.clean
+    company, at_work, seen = Company(), Counter[bool](), []
+
+    def work(alone: bool) -> None:
+        with company.joined(alone):
+            at_work[alone] += 1
+            time.sleep(0.01)
+            seen.append(dict(at_work))
+            at_work[alone] -= 1
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, [False, False, True, False, True, False, False, True] * 3))
+    assert len(seen) == 24
+    assert all(not each.get(True) or (each[True], each.get(False, 0)) == (1, 0) for each in seen)
+    assert any(each.get(False, 0) > 1 for each in seen)
 
 
 def test_a_death_without_a_word_is_named(tmp_path: Path) -> None:

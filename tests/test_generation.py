@@ -1,5 +1,7 @@
 """Completions of an engine: the same in any company, with the model's own log-probs."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.engine.config import EngineResources, Sampling
 from stages.engine.generation import Completion, Generator, seed_of
+from stages.engine.shared import SharedGenerator
 
 SAMPLING = Sampling(num_samples=3, max_tokens=24, seed=7)
 LONGEST = 60
@@ -35,11 +38,17 @@ def prompts(number: int) -> list[tuple[str, list[int]]]:
 
 @ray.remote(num_cpus=1, runtime_env={"env_vars": CPU_ENVIRONMENT})
 def drawn(model: str, asked: list[tuple[Sampling, EngineResources, list[list[tuple[str, list[int]]]]]]) -> Any:
-    """Of each: an engine's completions, asked for one list of prompts after the other."""
+    """Of each: an engine's completions, asked for one list of prompts after the other; for several by a thread each."""
     found = []
     for sampling, resources, calls in asked:
-        engine = Generator(model, "float32", LONGEST, sampling, resources)
-        found.append([made for call in calls for made in zip(call, engine.generate(call), strict=True)])
+        engine = SharedGenerator(partial(Generator, model, "float32", LONGEST, sampling, resources))
+        engine.start()
+        with ThreadPoolExecutor(len(calls)) as threads:
+            made = threads.map(engine.generate, calls)
+            found.append([each for call in zip(calls, made, strict=True) for each in zip(*call, strict=True)])
+        seconds, loading = engine.spent()
+        assert 0 < loading < seconds
+        assert engine.spent() == (0, 0)
         del engine
     return found
 

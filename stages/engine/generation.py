@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# Its id, and token ids. What the id is tells samples apart: with another id, the same tokens get others.
+Prompt = tuple[str, list[int]]
+
+
 class Completion(NamedTuple):
     ids: list[int]  # as sampled: the end token among them, or what spells a stop text
     text: str  # without special tokens and stop texts
@@ -40,10 +44,15 @@ class Generator:
         if not resources.gpus_per_actor:
             self.engine.apply_model(_never_one_row)
 
-    def generate(self, prompts: Sequence[tuple[str, list[int]]]) -> list[list[Completion]]:
-        """(id, token ids) of each prompt -> its `num_samples` completions. What the id is tells samples apart: with
-        another id, the same tokens get others.
-        """
+    def generate(self, prompts: Sequence[Prompt]) -> list[list[Completion]]:
+        """Of each prompt its `num_samples` completions."""
+        numbers, made = self.begin(prompts), dict[int, Completion]()
+        while len(made) < len(numbers):
+            made.update(self.step())
+        return self.by_prompt([made[number] for number in numbers])
+
+    def begin(self, prompts: Sequence[Prompt]) -> range:
+        """Put them into the engine, beside what is there; the numbers of their completions."""
         from vllm import SamplingParams, TokensPrompt
 
         asked, wanted, given = self.sampling, [], []
@@ -61,9 +70,18 @@ class Generator:
                         flat_logprobs=True,
                     )
                 )
-        outputs: list[Any] = self.engine.generate(given, wanted, use_tqdm=False)
-        made = [_completion(output.outputs[0]) for output in outputs]
-        return [made[i : i + asked.num_samples] for i in range(0, len(made), asked.num_samples)]
+        first = next(self.engine.request_counter) + 1  # it numbers requests as they come
+        self.engine.enqueue(given, wanted, use_tqdm=False)
+        return range(first, first + len(given))
+
+    def step(self) -> dict[int, Completion]:
+        """Let the engine draw a token of each completion that it has at work; those that are whole by that."""
+        outputs: list[Any] = self.engine.llm_engine.step()
+        return {int(each.request_id): _completion(each.outputs[0]) for each in outputs if each.finished}
+
+    def by_prompt(self, made: Sequence[Completion]) -> list[list[Completion]]:
+        several = self.sampling.num_samples
+        return [list(made[i : i + several]) for i in range(0, len(made), several)]
 
 
 def seed_of(seed: int, prompt: str, number: int) -> int:

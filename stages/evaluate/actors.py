@@ -12,10 +12,13 @@ from stages.evaluate.config import EvaluateResources
 
 
 class Pool(NamedTuple):
-    """`make` gives a callable, in the actor's process; each of `todo` are the arguments of a call."""
+    """`make` gives a callable, in the actor's process; each of `todo` are the arguments of a call. An actor has so many
+    calls `at_once`.
+    """
 
     make: Callable[[], Callable[..., Any]]
     todo: Sequence[tuple[Any, ...]]
+    at_once: int = 1
 
 
 class _Actor:
@@ -42,9 +45,11 @@ def worked(pools: Sequence[Pool], resources: EvaluateResources) -> Iterator[Any]
     busy: dict[Any, tuple[int, Any]] = {}
     try:
         for number, pool in enumerate(pools):
-            for _ in range(min(resources.actors, len(pool.todo))):
-                one = actor.remote(pool.make)
-                busy[one.call.remote(*left[number].popleft())] = number, one
+            several = actor.options(max_concurrency=pool.at_once)
+            actors = [several.remote(pool.make) for _ in range(min(resources.actors, len(pool.todo)))]
+            for one in actors * pool.at_once:
+                if left[number]:
+                    busy[one.call.remote(*left[number].popleft())] = number, one
         while busy:
             (done,), _ = ray.wait(list(busy), num_returns=1)
             number, one = busy.pop(done)
@@ -52,7 +57,7 @@ def worked(pools: Sequence[Pool], resources: EvaluateResources) -> Iterator[Any]
                 result = ray.get(done)
             if left[number]:
                 busy[one.call.remote(*left[number].popleft())] = number, one
-            else:
+            elif all(other is not one for _, other in busy.values()):
                 ray.kill(one)
             yield result
     finally:

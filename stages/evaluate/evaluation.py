@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages import storage
-from stages.artifacts import Manifest
+from stages import schema, storage
+from stages.artifacts import Manifest, remedy
 
 WRITERS = ("policy", "reference")
 
@@ -57,6 +57,13 @@ class Evaluation:
     def figures(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / "evaluation.json").read_text())
         return found
+
+    def of_reference(self) -> pa.Table:
+        """What the reference wrote: `prompt_id`, `sample`, `prompt`, `text`, `ids`, `stopped`. Raises ContractError."""
+        written = ["text", "ids", "stopped"]
+        names = ["prompt_id", "sample", "prompt", *(f"reference_{name}" for name in written)]
+        table = schema.read_columns(self.folder / "samples.parquet", names, remedy("evaluate"))
+        return table.rename_columns([*names[:3], *written])
 
     def samples(self) -> Iterator[dict[str, Any]]:
         path = self.folder / "samples.parquet"

@@ -1,10 +1,12 @@
 """What a run of the evaluate stage is given, and where it keeps what it has done so far."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.evaluate.config import EvaluateConfig, EvaluateResources
+from stages.evaluate.evaluation import Evaluation
 
 PROMPTS_A_PART = 64
 
@@ -19,6 +21,7 @@ class Job:
     pairs: PreferencePairs | None
     logprobs: ReferenceLogprobs | None  # None: the loss has no reference
     out: Path
+    known: Sequence[Evaluation] = ()  # of other policies beside the same reference, which was asked in the same way
 
     def model(self, who: str) -> str:
         """Of "policy" or "reference"."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from stages.errors import ContractError, MissingArtifact, RecipeError, out_of_ra
 from stages.evaluate import prompts as prompts_of
 from stages.evaluate.actors import Pool, worked
 from stages.evaluate.config import EvaluateConfig, EvaluateResources
-from stages.evaluate.evaluation import WRITERS
+from stages.evaluate.evaluation import WRITERS, Evaluation
 from stages.evaluate.job import PROMPTS_A_PART, Job
 from stages.evaluate.reader import Reader
 from stages.evaluate.statistics.bootstrap import Estimate
-from stages.evaluate.writer import Writer
+from stages.evaluate.writer import Writer, num_taken_over, take_over
 from stages.model_files import adapter_at, check_fits
 from stages.progress import Progress, Silent
 
@@ -34,17 +35,19 @@ def evaluate(
     out: Path,
     resources: EvaluateResources,
     progress: Progress | None = None,
+    known: Sequence[Evaluation] = (),
 ) -> dict[str, Any]:
     """Write the Evaluation of `config.policy` beside `config.reference` under `out`, and return the facts of the work.
 
-    `logprobs` are the reference's of `pairs`, and may be left out where the loss needs none. Raises RecipeError where a
+    `logprobs` are the reference's of `pairs`, and may be left out where the loss needs none. `known`: other policies
+    beside the same reference, asked in the same way; what it wrote there is taken over. Raises RecipeError where a
     model cannot take what it is given, or there is nothing to ask; ContractError where parts are damaged.
     """
     if config.loss.reference and pairs is not None:
         if logprobs is None:
             raise MissingArtifact(f"evaluate.loss {config.loss.name} needs the reference's log-probs: score the pairs")
         logprobs.check_scored_from(pairs)
-    job = Job(config, resources, pairs, logprobs if config.loss.reference else None, out)
+    job = Job(config, resources, pairs, logprobs if config.loss.reference else None, out, known)
     out.mkdir(parents=True, exist_ok=True)
     held_out = _parts(pairs)
     longest = pairs.manifest.facts["longest"] if held_out and pairs is not None else 0
@@ -101,6 +104,8 @@ def _check(model: str, who: str, longest: int, pairs: PreferencePairs | None, wr
 
 def _ask(job: Job, held_out: list[str], parts: int, longest: int, progress: Progress) -> None:
     """Make what is missing: first both models write, then both read."""
+    for number in range(parts):
+        take_over(job, number)
     pieces = {(who, n): (job.written(who, n), job.scored(who, n)) for who in WRITERS for n in range(parts)}
     to_write = {who: [(n,) for n in range(parts) if not job.written(who, n).exists()] for who in WRITERS}
     to_read: dict[str, list[tuple[str, Any]]] = {
@@ -111,7 +116,7 @@ def _ask(job: Job, held_out: list[str], parts: int, longest: int, progress: Prog
     done = 2 * len(pieces) + len(held_out) - left
     progress.start(done + left, done, "parts")
     for makers in (
-        [Pool(partial(Writer, job, who), to_write[who]) for who in WRITERS],
+        [Pool(partial(Writer, job, who), to_write[who], at_once=2) for who in WRITERS],
         [Pool(partial(Reader, job, who, longest), to_read[who]) for who in WRITERS],
     ):
         for _ in worked(makers, job.resources):
@@ -143,11 +148,11 @@ def _tell(job: Job, held_out: list[str], parts: int) -> dict[str, Any]:
         schema.write_part(samples, job.out / "samples.parquet")
         facts |= {"prompts": figures["written"]["prompts"]}
         facts["tokens"] = sum(int(pc.sum(pc.list_value_length(samples[f"{who}_ids"])).as_py()) for who in WRITERS)
-    plain = _plain(figures)
+    plain, taken = _plain(figures), {"taken_over": sum(num_taken_over(job, number) for number in range(parts))}
     unfinished = job.out / ".evaluation.json"
     unfinished.write_text(json.dumps(facts | plain, indent=1) + "\n")
     unfinished.rename(job.out / "evaluation.json")
-    return facts | plain
+    return facts | taken | plain
 
 
 def _plain(value: Any) -> Any:

@@ -37,6 +37,11 @@ class Attempts:
         """What was said of the attempts that failed."""
         return [path.read_text() or DIED for path in sorted(self.folder.glob(f"{name}.*"))]
 
+    @property
+    def clean(self) -> bool:
+        """Whether nothing has failed."""
+        return not any(self.folder.glob("*"))
+
     def is_good(self, rows: range) -> bool:
         return self._good(rows).exists()
 

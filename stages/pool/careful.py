@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Condition
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -60,6 +61,28 @@ def started(starts: Attempts, actors: int, what: str, make: Callable[[], Made]) 
         made = make()
     starts.forget()
     return made
+
+
+class Company:
+    """Who works in a process at the same time: parts of which nothing has failed. Any other one works alone, so that
+    no part is blamed for an engine which another takes down.
+    """
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._together, self._alone = 0, False
+
+    @contextmanager
+    def joined(self, alone: bool) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone and not (alone and self._together))
+            self._together, self._alone = self._together + 1, alone
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._together, self._alone = self._together - 1, False
+                self._changed.notify_all()
 
 
 @contextmanager

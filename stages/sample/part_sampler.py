@@ -3,10 +3,7 @@
 import json
 import os
 import resource
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,9 @@ import pyarrow.compute as pc
 
 from stages import digests, schema
 from stages.engine.generation import Completion, Generator
+from stages.engine.shared import SharedGenerator
 from stages.pool.attempts import Attempts
-from stages.pool.careful import computed, started
+from stages.pool.careful import Company, computed, started
 from stages.sample.config import SampleConfig, SampleResources
 from stages.sample.known import KnownCompletions
 from stages.sample.prompts import part_of
@@ -49,18 +47,17 @@ def reports_of(out: Path) -> Path:
 
 
 class PartSampler:
-    """Its state is one engine; its effect is one part on disk a call. As for scoring, an actor has two calls at a time,
-    and the engine a thread of its own.
+    """Its state is one engine; its effect is one part on disk a call. An actor has two calls at a time, and the engine
+    draws for both: so it is full until the last part's end.
     """
 
     def __init__(self, job: Job):
         self.job = job
-        self._engine_thread = ThreadPoolExecutor(1, "engine")
-        self._loading = 0.0
+        self._engine = SharedGenerator(self._generator)
+        self._company = Company()
 
-    @cached_property
-    def generator(self) -> Generator:
-        """The engine, made at the first prompts: an error of __init__ would reach the driver as mere text."""
+    def _generator(self) -> Generator:
+        """Made at the first prompts: an error of __init__ would reach the driver as mere text."""
         job = self.job
         model = job.config.models[job.model]
         return started(
@@ -82,15 +79,14 @@ class PartSampler:
         known = job.known.find(number, job.num_parts, job.model, prompts)
         new = prompts.filter(pc.invert(pc.is_in(prompts["prompt_id"], known["prompt_id"])))
         attempts = Attempts(job.out / ".attempts" / part, job.resources.attempts)
-        drawn, seconds = COMPLETIONS.empty_table(), 0.0
-        if len(new):
-            drawn, seconds = self._engine_thread.submit(self._timed_draw, new, attempts, part).result()
+        drawn = self._drawn(new, attempts, part) if len(new) else COMPLETIONS.empty_table()
         whole = pa.concat_tables([_placed(known, prompts), drawn])
         whole = whole.sort_by([("prompt_id", "ascending"), ("sample", "ascending")]).combine_chunks()
         schema.validate(whole, COMPLETIONS, f"the completions just drawn for {part}")
+        seconds, loading = self._engine.spent()
         report = _report(part, prompts, new, drawn, whole) | {
-            "seconds": seconds,  # of the engine,
-            "loading": self._loading if len(new) else 0.0,  # its start among them
+            "seconds": seconds,  # of the engine since the actor's report before,
+            "loading": loading,  # its start among them
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,  # of the host, so far
         }
         reports = reports_of(job.out)
@@ -101,22 +97,20 @@ class PartSampler:
         attempts.forget()
         return pa.Table.from_pylist([report])
 
-    def _timed_draw(self, prompts: pa.Table, attempts: Attempts, part: str) -> tuple[pa.Table, float]:
-        began = time.perf_counter()
-        generator = self.generator
-        self._loading = time.perf_counter() - began  # of the call that made it
-
+    def _drawn(self, prompts: pa.Table, attempts: Attempts, part: str) -> pa.Table:
         def drawn(rows: pa.Table) -> pa.Table:
             asked = list(zip(rows["prompt_id"].to_pylist(), rows["prompt_ids"].to_pylist(), strict=True))
-            return _table(rows, generator.generate(asked) if asked else [], self.job.model)
+            return _table(rows, self._engine.generate(asked) if asked else [], self.job.model)
 
-        found = computed(prompts, drawn, attempts, part, "cluster.sample")
+        self._engine.start()  # by itself: no part is to blame where it fails
+        with self._company.joined(alone=not attempts.clean):
+            found = computed(prompts, drawn, attempts, part, "cluster.sample")
         failed = found.poisonous
         for name in _DRAWN:
             told = {"error": found.errors, "model": [self.job.model] * len(found.errors)}
             values = told.get(name, [None] * len(found.errors))
             failed = failed.append_column(COMPLETIONS.field(name), pa.array(values, COMPLETIONS.field(name).type))
-        return pa.concat_tables([found.values, failed]), time.perf_counter() - began
+        return pa.concat_tables([found.values, failed])
 
 
 def _table(prompts: pa.Table, made: list[list[Completion]], model: int) -> pa.Table:
