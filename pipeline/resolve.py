@@ -70,7 +70,7 @@ def _judge_of_texts(config: EvaluateConfig) -> Any:
     """As of the stage judge."""
     if isinstance(config.judge, ChatJudge):
         return config.judge.model_dump(mode="json", exclude=set(JUDGE.acceptance))
-    return f"{config.judge} {digest_of(modules_of(str(config.judge), config.judge_folder))}"
+    return f"{config.judge} {digest_of(modules_of(str(config.judge), config.judge_folder, 'evaluate.judge'))}"
 
 
 def _judge(config: Any, stage: Stage, digests: Digests) -> tuple[Config, dict[str, Any]]:

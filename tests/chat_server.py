@@ -2,14 +2,16 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
 
 class Server:
-    """`reply` gives (status, body) of a request's question; the server counts, and keeps what it was sent."""
+    """`reply` gives (status, body) of a request's question, or pieces of bytes to send as they come; the server counts,
+    and keeps what it was sent.
+    """
 
     def __init__(self, reply: Callable[[str, int], tuple[int, Any]]):
         self.asked: Counter[str] = Counter()
@@ -23,6 +25,12 @@ class Server:
                 server.asked[question] += 1
                 server.headers.append(self.headers["Authorization"])
                 status, said = reply(question, server.asked[question])
+                if isinstance(said, Iterator):
+                    self.send_response(status)
+                    self.end_headers()
+                    for piece in said:
+                        self.wfile.write(piece)
+                    return
                 content = {"choices": [{"message": {"content": said}}]} if status == 200 else said
                 sent = json.dumps(content).encode()
                 self.send_response(status)

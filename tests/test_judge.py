@@ -22,9 +22,11 @@ from stages.artifacts import Manifest
 from stages.errors import ContractError, RecipeError
 from stages.judge.answers import key_of
 from stages.judge.config import DeltaJudge, FunctionJudge, JudgeResources, LlmJudge, RewardModel
+from stages.judge.function import Function
 from stages.judge.judges import Answer, Question
 from stages.judge.pairing import pairs_of
 from stages.judge.part_judge import Job, PartJudge, beside, kind_of, logs_of
+from stages.judge.source import modules_of
 from stages.samples import COMPLETIONS, Completions, Triples
 
 KEY = "sk-very-secret-0123456789"
@@ -162,7 +164,9 @@ def test_faults_are_counted_by_kind_and_label_nothing(
 
     def reply(question: str, times: int) -> tuple[int, Any]:
         if "prompt 00" in question:
-            time.sleep(1)
+            if times == 1:
+                time.sleep(1)
+            return 200, (time.sleep(0.1) or b" " for _ in range(50))  # a byte now and then
         if "prompt 01" in question:
             return 200, "I cannot say"
         if "prompt 02" in question:
@@ -175,7 +179,9 @@ def test_faults_are_counted_by_kind_and_label_nothing(
 
     server = serve(reply)
     config = LlmJudge(name="llm", endpoint=server.endpoint, model="m", key_env="JUDGE_KEY")
+    began = time.monotonic()
     reports = judged(job_of(config, completions, tmp_path / "out"))
+    assert time.monotonic() - began < 4
     assert faults_of(tmp_path / "out") == {"time-out": 1, "garbage": 2, "contradiction": 1, "status 401": 1}
     assert [report["triples"] for report in reports] == [0, 1]
     for part, expected in ((0, 3), (1, 2)):
@@ -236,6 +242,10 @@ def test_a_function_that_fails_hangs_or_crashes_is_a_fault(completions: Completi
     ]
     with pytest.raises(RecipeError, match=r"judge\.function a:b cannot be loaded: AttributeError: .* no attribute 'b'"):
         judged(Job(by_score(), JudgeResources(), completions, 2, {"a": ""}, (), tmp_path / "none"))
+    with pytest.raises(RecipeError, match=r"^evaluate\.judge a:b cannot be loaded"):
+        Function(by_score(), {"a": ""}, tmp_path / "none", 1.0, "evaluate.judge")
+    with pytest.raises(RecipeError, match=r"^evaluate\.judge a:b: there is no a\.py"):
+        modules_of("a:b", str(tmp_path), "evaluate.judge")
     stops = Job(by_score(on_fault="stop"), job.resources, completions, 2, job.modules, (), tmp_path / "stops")
     with pytest.raises(ContractError, match=r"failed for 2 of 6 questions.*on_fault is stop"):
         judged(stops, parts=1)

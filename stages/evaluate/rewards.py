@@ -23,6 +23,8 @@ from stages.judge.function import Function
 from stages.judge.judges import Answer, Question
 from stages.judge.source import modules_of
 
+_FIELD = "evaluate.judge"
+
 
 def judged(samples: pa.Table, job: Job) -> tuple[pa.Table, dict[str, int]]:
     """SAMPLES with rewards or preferences, null where a call failed; and how often it did, by the kind of fault.
@@ -82,7 +84,7 @@ def _asked(judge: str | ChatJudge, questions: Sequence[Question], job: Job) -> d
         arguments: tuple[Any, ...] = judge, {}
     else:
         function = FunctionJudge(name="function", function=judge, folder=job.config.judge_folder)
-        arguments = function, modules_of(judge, function.folder)
+        arguments = function, modules_of(judge, function.folder, _FIELD)
     with out_of_ray():
         found: dict[Question, Answer] = ray.get(ask.remote(*arguments, job.resources, job.out, questions))
     return found
@@ -100,10 +102,10 @@ def _answers(
     if new := [each for each in dict.fromkeys(questions) if key_of(each) not in log.known]:
         if isinstance(judge, ChatJudge):
             made = requests_of(out / ".answers")
-            Endpoint(judge, resources, made, section="evaluate.judge").ask(new, log.hear)
+            Endpoint(judge, resources, made, section=_FIELD).ask(new, log.hear)
         else:
             folder = out / ".judge" / f"{os.uname().nodename}-{os.getpid()}"
-            with closing(Function(judge, modules, folder, resources.timeout_seconds)) as function:
+            with closing(Function(judge, modules, folder, resources.timeout_seconds, _FIELD)) as function:
                 function.ask(new, log.hear)
     return {each: log.known[key_of(each)] for each in questions}
 

@@ -5,15 +5,16 @@ import os
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import aiohttp
+
 from stages.errors import RecipeError
 from stages.judge.config import Asking, ChatJudge
 from stages.judge.judges import Answer, Question
+from stages.judge.request import Reply, posted
 
 PAIRWISE = """Two assistants have answered. Which answer is better? Judge what is said, not its length or its place.
 
@@ -114,36 +115,29 @@ class Endpoint:
         fault = ""
         for attempt in range(self._limits.retries + 1):
             self._wait()
+            pause = None
             try:
-                return self._sent(body), None, attempt + 1
-            except urllib.error.HTTPError as error:
-                fault = f"status {error.code}: {self._redacted(error.read(500).decode(errors='replace'))[:200]}"
-                if error.code not in _AGAIN:
+                reply = self._sent(body)
+                if reply.status < 300:
+                    return _content(reply.body), None, attempt + 1
+                fault = f"status {reply.status}: {self._redacted(reply.body[:500].decode(errors='replace'))[:200]}"
+                if reply.status not in _AGAIN:
                     return "", fault, attempt + 1
-                pause = _seconds(error.headers.get("Retry-After"))
+                pause = _seconds(reply.retry_after)
             except TimeoutError:
-                fault, pause = f"time-out: no answer in {self._limits.timeout_seconds:g} seconds", None
-            except urllib.error.URLError as error:
-                late = isinstance(error.reason, TimeoutError)
-                fault, pause = f"{'time-out' if late else 'unreachable'}: {self._redacted(str(error.reason))}", None
-            except (ValueError, LookupError, TypeError, OSError) as error:
-                fault, pause = f"garbage: {type(error).__name__}: {self._redacted(str(error))[:200]}", None
+                fault = f"time-out: no whole answer in {self._limits.timeout_seconds:g} seconds"
+            except aiohttp.ClientConnectionError as error:
+                fault = f"unreachable: {self._redacted(str(error))}"
+            except (aiohttp.ClientError, ValueError, LookupError, TypeError, OSError) as error:
+                fault = f"garbage: {type(error).__name__}: {self._redacted(str(error))[:200]}"
             if attempt < self._limits.retries:
                 time.sleep(min(60.0, 0.5 * 2**attempt) if pause is None else pause)
         return "", fault, self._limits.retries + 1
 
-    def _sent(self, body: dict[str, Any]) -> str:
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(
-            f"{self._config.endpoint.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
-        )
-        with urllib.request.urlopen(request, timeout=self._limits.timeout_seconds) as response:
-            said = json.loads(response.read())["choices"][0]["message"]["content"]
-        if not isinstance(said, str):
-            raise ValueError(f"the content is {said!r:.40}")
-        return said
+    def _sent(self, body: dict[str, Any]) -> Reply:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        url = f"{self._config.endpoint.rstrip('/')}/chat/completions"
+        return posted(url, body, headers, self._limits.timeout_seconds)
 
     def _wait(self) -> None:
         """For the turn of a request; raises RecipeError where there is no more budget."""
@@ -165,6 +159,13 @@ class Endpoint:
 
     def _redacted(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+def _content(body: bytes) -> str:
+    said = json.loads(body)["choices"][0]["message"]["content"]
+    if not isinstance(said, str):
+        raise ValueError(f"the content is {said!r:.40}")
+    return said
 
 
 def _filled(question: str, **texts: Any) -> str:

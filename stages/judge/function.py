@@ -24,12 +24,21 @@ class Function:
     process.
     """
 
-    def __init__(self, config: FunctionJudge, modules: dict[str, str], folder: Path, timeout_seconds: float):
-        """`folder`: where the modules are put, for Python to find them. Raises RecipeError where they do not load."""
+    def __init__(
+        self,
+        config: FunctionJudge,
+        modules: dict[str, str],
+        folder: Path,
+        timeout_seconds: float,
+        field: str = "judge.function",
+    ):
+        """`folder`: where the modules are put, for Python to find them; `field`: of the recipe. Raises RecipeError
+        where they do not load.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         for name, source in modules.items():
             (folder / f"{name}.py").write_text(source)
-        self._function, self._folder, self._timeout = config.function, folder, timeout_seconds
+        self._function, self._folder, self._timeout, self._field = config.function, folder, timeout_seconds, field
         self._start()
 
     def ask(self, questions: Sequence[Question], heard: Callable[[Question, Answer], None]) -> None:
@@ -55,7 +64,7 @@ class Function:
             )  # fmt: skip
         _, fault = self._heard(_LOADING_SECONDS)
         if fault is not None:
-            raise RecipeError(f"judge.function {self._function} cannot be loaded: {fault}")
+            raise RecipeError(f"{self._field} {self._function} cannot be loaded: {fault}")
 
     def _answer(self, question: Question) -> Answer:
         try:

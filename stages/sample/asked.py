@@ -1,7 +1,11 @@
 """What a row of a source asks. It is read as `shard` reads it."""
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from stages.errors import RecipeError
 from stages.sample.config import SampleConfig
 from stages.shard.config import ShardConfig
 from stages.shard.shapes.cells import text_or_messages
@@ -16,6 +20,16 @@ def as_shard(config: SampleConfig) -> ShardConfig:
     same = ("source", "subset", "split", "columns", "where", "limit", "tokenizer", "chat")
     length = config.max_prompt_length + 1024  # and an answer
     return ShardConfig(**{name: getattr(config, name) for name in same}, max_length=length, truncation="drop")
+
+
+@contextmanager
+def told_of_sample() -> Iterator[None]:
+    """The rooms of `shard` name the fields of its section in what they raise, and here they are those of `sample`."""
+    try:
+        yield
+    except RecipeError as error:
+        fields = "|".join(SampleConfig.model_fields)
+        raise RecipeError(re.sub(rf"\bshard\.(?=({fields})\b)", "sample.", str(error))) from error
 
 
 def is_chat(config: SampleConfig, has_template: bool) -> bool:

@@ -2,7 +2,7 @@
 
 from stages.errors import RecipeError
 from stages.model_files import has_chat_template
-from stages.sample.asked import as_shard, is_chat, prompt_of
+from stages.sample.asked import as_shard, is_chat, prompt_of, told_of_sample
 from stages.sample.config import SampleConfig
 from stages.shard.look import Look, counter, first_rows, not_here
 from stages.shard.report.contamination import texts_of
@@ -12,10 +12,8 @@ from stages.storage import unmarked
 
 def look(config: SampleConfig) -> Look:
     """Read, parse and measure the first rows. Raises RecipeError where `sample` would fail on them."""
-    try:
+    with told_of_sample():
         return _look(config)
-    except RecipeError as error:  # the rooms of `shard` name its section
-        raise RecipeError(str(error).replace("shard.", "sample.")) from error
 
 
 def _look(config: SampleConfig) -> Look:

@@ -10,8 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages import schema
-from stages.errors import RecipeError
-from stages.sample.asked import as_shard, is_chat, prompt_of
+from stages.sample.asked import as_shard, is_chat, prompt_of, told_of_sample
 from stages.sample.config import SampleConfig
 from stages.samples import PROMPTS
 from stages.shard.reading.survey import slices
@@ -33,10 +32,8 @@ def write_prompts(config: SampleConfig, folder: Path) -> dict[str, Any]:
     if (folder / FACTS).exists():
         return json.loads((folder / FACTS).read_text())
     folder.mkdir(parents=True, exist_ok=True)
-    try:
+    with told_of_sample():
         found, aside, rows = _read(config)
-    except RecipeError as error:  # the rooms of `shard` name its section
-        raise RecipeError(str(error).replace("shard.", "sample.")) from error
     num_parts = -(-rows // _PER_PART) if config.num_parts == "auto" else config.num_parts
     parts: list[list[dict[str, Any]]] = [[] for _ in range(num_parts)]
     for name in sorted(found):
