@@ -39,6 +39,8 @@ CHATML = (
 )
 os.environ |= {
     "HF_HUB_OFFLINE": "1",  # no test may depend on a hub
+    "VLLM_NO_USAGE_STATS": "1",  # each engine asks the CPU for all that it is, which takes a second
+    "RAY_USAGE_STATS_ENABLED": "0",
     # torch.compile's cache does not ask for which instructions its kernels were made: of AVX-512 they give NaN to a run
     # that is told to use AVX2.
     "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/inductor-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}",
@@ -147,6 +149,14 @@ def ray_cluster() -> Iterator[str]:
     with connected(Cluster(address=nodes.address), verbose=False):
         yield nodes.address
     nodes.shutdown()
+
+
+def actors_of(cluster: str, kind: str) -> list[int]:
+    """Processes of the actors at work on the cluster whose class is called so, or so and more."""
+    from ray.util.state import list_actors
+
+    actors = list_actors(cluster, filters=[("state", "=", "ALIVE")], limit=1000)
+    return [actor.pid for actor in actors if kind in actor.class_name]
 
 
 @contextmanager

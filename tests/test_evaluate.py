@@ -1,6 +1,11 @@
 """The evaluate stage: figures that are those of training and of exact sums, on any two models, after any stop."""
 
 import json
+import os
+import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -8,25 +13,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import Project
+from conftest import Project, actors_of
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.plan import Step
+from pipeline.plan import Step, known
 from pipeline.runner import Done
+from pipeline.store import Store
 from pipeline.view.tables import print_done
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError, RecipeError
 from stages.evaluate.config import EvaluateConfig, EvaluateResources
 from stages.evaluate.evaluation import Evaluation
 from stages.evaluate.job import Job
+from stages.evaluate.prompts import of_pairs
 from stages.evaluate.rewards import judged
 from stages.evaluate.run import evaluate
+from stages.evaluate.writer import _known, _write, num_taken_over
 from stages.evaluate.written import figures_of
 from stages.progress import Silent
 
@@ -37,6 +46,9 @@ JUDGE = """from more import COUNTED
 def vowels(prompt, completion):
     assert "How was the" in prompt
     return sum(completion.count(each) for each in COUNTED)
+
+def silent_of_e(prompt, completion):
+    return float("nan") if "e" in completion else 1
 """
 
 
@@ -51,20 +63,36 @@ class _Stop(Silent):
             raise KeyboardInterrupt
 
 
+def kill_one_writer(cluster: str, out: Path) -> None:
+    """One of the two, once the other has written: it stands still until then."""
+    deadline = time.monotonic() + 120
+    while len(writers := actors_of(cluster, "_Actor")) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(writers[0], signal.SIGSTOP)
+    while not list(out.glob(".written-*/part-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(writers[0], signal.SIGKILL)
+
+
 @pytest.fixture(scope="module")
-def evaluated(trained: Project) -> Evaluation:
-    """The finished project's policy beside its reference: 24 samples of two tokens to each held-out prompt. The run
-    was stopped when both had written, and taken up again."""
+def evaluated(trained: Project, ray_cluster: str) -> Evaluation:
+    """The finished project's policy beside its reference: 24 samples of two tokens to each held-out prompt. One of them
+    was killed while it wrote, the run was stopped when both had written, and taken up again."""
     (trained.folder / "letters.py").write_text(JUDGE)
     (trained.folder / "more.py").write_text("COUNTED = 'aeiou'\n")
     steps = trained.plan(ASKED)
     out, policy = steps["evaluate"].folder, PolicyCheckpoint(steps["train"].folder).policy
     pairs, logprobs = PreferencePairs(steps["shard"].folder), ReferenceLogprobs(steps["score"].folder)
     config = steps["evaluate"].config.model_copy(update={"policy": str(policy)})
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(
-            config, pairs=pairs, logprobs=logprobs, out=out, resources=EvaluateResources(), progress=_Stop(2)
-        )  # fmt: skip
+    with ThreadPoolExecutor(1) as threads:
+        killing = threads.submit(kill_one_writer, ray_cluster, out)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(
+                config, pairs=pairs, logprobs=logprobs, out=out, resources=EvaluateResources(), progress=_Stop(2)
+            )  # fmt: skip
+    killing.result()
     written = {path: pq.read_table(path) for path in out.glob(".written-*/part-*")}
     assert len(written) == 2
     assert trained.plan(ASKED)["evaluate"].state == "partial"
@@ -89,7 +117,7 @@ def test_held_out_figures_are_those_of_training(trained: Project, evaluated: Eva
     assert np.mean(rows["loss"].to_numpy()) == pytest.approx(told["loss"]["value"], abs=1e-5)
 
 
-def test_rewards_are_the_judge_s(evaluated: Evaluation) -> None:
+def test_rewards_are_the_judge_s(trained: Project, evaluated: Evaluation, tmp_path: Path) -> None:
     rows, written = list(evaluated.samples()), evaluated.figures["written"]
     for writer in ("policy", "reference"):
         counts = [sum(map(row[f"{writer}_text"].count, "aeiou")) for row in rows]
@@ -98,6 +126,34 @@ def test_rewards_are_the_judge_s(evaluated: Evaluation) -> None:
     better = [np.sign(row["policy_reward"] - row["reference_reward"]) for row in rows]
     assert written["win rate"]["value"] == pytest.approx((np.mean(better) + 1) / 2)
     assert written["win rate"]["low"] < written["win rate"]["value"] < written["win rate"]["high"]
+    step = trained.plan(ASKED.replace("vowels", "silent_of_e"))["evaluate"]
+    assert isinstance(step.config, EvaluateConfig)
+    told, faults = judged(unjudged(evaluated), Job(step.config, EvaluateResources(), None, None, tmp_path))
+    texts = [row[f"{who}_text"] for row in rows for who in ("policy", "reference")]
+    assert faults == {"garbage": sum("e" in text for text in texts)}
+    clean = [row for row in rows if "e" not in row["policy_text"] + row["reference_text"]]
+    assert figures_of(told, step.config)["judged"] == len(clean) < len(rows)
+
+
+def test_a_model_beside_itself_wins_half_and_costs_nothing(evaluated: Evaluation) -> None:
+    samples = pq.read_table(evaluated.folder / "samples.parquet")
+    rows = [
+        row
+        | {f"policy_{name}": row[f"reference_{name}"] for name in ("text", "ids", "stopped", "reward")}
+        | dict.fromkeys(("policy_by_policy", "policy_by_reference"), row["reference_by_reference"])
+        for row in samples.to_pylist()
+    ]
+    figures = figures_of(pa.Table.from_pylist(rows, samples.schema), EvaluateConfig(reference="-"))
+    assert figures["win rate"] == (0.5, 0.5, 0.5)
+    assert figures["kl"] == figures["kl_k3"] == (0, 0, 0)
+
+
+def unjudged(evaluated: Evaluation) -> pa.Table:
+    samples = pq.read_table(evaluated.folder / "samples.parquet")
+    for who in ("policy", "reference"):
+        place = samples.schema.get_field_index(f"{who}_reward")
+        samples = samples.set_column(place, samples.schema.field(place), pa.nulls(len(samples), pa.float64()))
+    return samples
 
 
 def test_a_chat_model_compares_in_both_orders(
@@ -126,10 +182,7 @@ def test_a_chat_model_compares_in_both_orders(
     same = planned(endpoint="http://elsewhere", key_env="KEY", max_rejected_fraction=0.1)
     assert same.fingerprint == step.fingerprint != planned(model="n").fingerprint
 
-    samples = pq.read_table(evaluated.folder / "samples.parquet")
-    for who in ("policy", "reference"):  # by the other judge
-        place = samples.schema.get_field_index(f"{who}_reward")
-        samples = samples.set_column(place, samples.schema.field(place), pa.nulls(len(samples), pa.float64()))
+    samples = unjudged(evaluated)
     job = Job(step.config, EvaluateResources(), None, None, tmp_path)
     told, faults = judged(samples, job)
     pairs, failed, expected = set(), set(), []
@@ -191,6 +244,54 @@ def _exact_kl(prompt: list[int], policy: Any, reference: Any) -> float:
     goes_on = logps[0][0, 0].exp()
     goes_on[END] = 0.0
     return float(first[0] + goes_on @ second)
+
+
+def test_two_models_alone_and_what_the_reference_wrote_is_taken_over(
+    trained: Project, evaluated: Evaluation, tmp_path: Path
+) -> None:
+    """On the same prompts, of a file: the same to the bit, with an engine less."""
+    whole = pq.read_table(evaluated.folder / "samples.parquet")
+    assert evaluated.manifest.facts["taken_over"] == 0
+    root = evaluated.folder.parents[1]
+    other, longer = (
+        trained.plan(ASKED, each)["evaluate"] for each in ("evaluate.tie=0.5", "evaluate.sampling.max_tokens=3")
+    )
+    assert known(other, Store(root, root)) == [evaluated]
+    assert known(longer, Store(root, root)) == []
+
+    said = [re.findall(r"How was .*\?", prompt)[0] for prompt in dict.fromkeys(whole["prompt"].to_pylist())]
+    asked: list[Any] = [*said[:2], *([{"role": "user", "content": each}] for each in said[1:])]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in asked))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "samples.parquet").write_text("no")
+    policy = str(PolicyCheckpoint(trained.plan()["train"].folder).policy)
+    config: Any = other.config.model_copy(update={"policy": policy, "prompts": str(tmp_path / "asked.jsonl")})
+    taken = [Evaluation(tmp_path / "damaged"), evaluated]
+    facts = evaluate(config, out=tmp_path / "alone", resources=EvaluateResources(), known=taken)
+    assert facts["taken_over"] == len(whole)
+    alone = pq.read_table(tmp_path / "alone" / "samples.parquet")
+    assert set(alone["split"].to_pylist()) == {"prompts"}
+    assert alone.drop_columns(["split"]).equals(whole.drop_columns(["split"]))
+
+
+def test_what_is_taken_over_and_what_is_written_stand_in_the_order_of_the_prompts(
+    trained: Project, evaluated: Evaluation, tmp_path: Path
+) -> None:
+    written = evaluated.of_reference()
+    prompts = of_pairs(PreferencePairs(trained.plan()["shard"].folder), 256).to_pylist()
+    some = written.filter(pa.array([i % 2 == 0 for i in range(len(prompts)) for _ in range(24)]))
+    (tmp_path / "some").mkdir()
+    table = pq.read_table(evaluated.folder / "samples.parquet")
+    pq.write_table(table.filter(pc.is_in(table["prompt_id"], some["prompt_id"])), tmp_path / "some" / "samples.parquet")
+    config: Any = trained.plan(ASKED)["evaluate"].config
+    job = Job(config, EvaluateResources(), None, None, tmp_path, [Evaluation(tmp_path / "some")])
+    taken = _known(job, prompts)
+    assert len(taken) == len(some)
+    new = written.filter(pc.invert(pc.is_in(written["prompt_id"], some["prompt_id"]))).to_pylist()
+    _write(job, "reference", 0, prompts, taken, new)
+    made = pq.read_table(job.written("reference", 0))
+    assert made.select(written.column_names).to_pylist() == written.to_pylist()
+    assert num_taken_over(job, 0) == len(some)
 
 
 def test_what_both_wrote_is_shown_side_by_side(trained: Project, evaluated: Evaluation) -> None:

@@ -14,12 +14,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import ROOT, Project
-from ray.util.state import list_actors
+from conftest import ROOT, Project, actors_of
 
 from stages.artifacts import PreferencePairs
 from stages.errors import ContractError, RecipeError
-from stages.evaluate.evaluation import Evaluation
+from stages.sample.asked import told_of_sample
 from stages.sample.config import SampleConfig
 from stages.sample.prompts import write_prompts
 from stages.samples import Completions, Triples
@@ -41,9 +40,6 @@ def score(prompt, completion):
         time.sleep(0.01)
     assert prompt[-1]["role"] == "user"
     return sum(completion.count(each) for each in LIKED) - 0.01 * len(completion)
-
-def length(prompt, completion):
-    return float("nan") if "weather" in prompt else len(completion)
 """
 
 
@@ -65,7 +61,7 @@ def sampled(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_clus
         "model": str(tiny_model),
         "sample": {
             "source": str(folder / "prompts.jsonl"), "num_samples": 3, "max_tokens": 12, "dtype": "float32",
-            "num_parts": 3, "max_prompt_length": 100,
+            "num_parts": 6, "max_prompt_length": 100,
         },
         "judge": {"name": "function", "function": "judge:score"},
         "shard": {"max_length": 128, "num_parts": 2, "eval_fraction": 0.2},
@@ -122,12 +118,22 @@ def test_the_judge_s_best_is_chosen_and_shard_reads_it(sampled: Project, tmp_pat
         sides = [json.loads(row[side])[0]["content"] for side in ("chosen", "rejected")]
         assert [scores[side] for side in sides] == [max(scores.values()), min(scores.values())]
         assert row["margin"] == pytest.approx(max(scores.values()) - min(scores.values()))
+    # What was cut has no end token.
+    ends = {(row["prompt_id"], row["text"]): row["finish"] for row in reversed(completions(steps["sample"].folder))}
+    for row in triples:
+        said = [ends[row["prompt_id"], json.loads(row[side])[0]["content"]] for side in ("chosen", "rejected")]
+        assert [row["chosen_finish"], row["rejected_finish"]] == said
+    finishes = [row[f"{side}_finish"] for row in triples for side in ("chosen", "rejected")]
+    assert 0 < finishes.count("length") < len(finishes)
     # The prompt's tokens are those that were sampled from.
     asked_ids = {tuple(row["prompt_ids"]) for row in completions(steps["sample"].folder)}
     pairs = list(PreferencePairs(steps["shard"].folder).rows())
     assert len(pairs) == len(triples) - steps["shard"].manifest.facts["dropped"].get("equal", 0)
     assert {tuple(pair["prompt_ids"]) for pair in pairs} <= asked_ids
     assert all(pair["margin"] > 0 and pair["source"].startswith("judged/") for pair in pairs)
+    found = [pair[f"{side}_ids"][-1] == 1 for pair in pairs for side in ("chosen", "rejected")]
+    assert found.count(False) == steps["shard"].manifest.facts["unended_completions"]
+    assert abs(found.count(False) - finishes.count("length")) <= 2 * (len(triples) - len(pairs))
 
 
 def test_new_prompts_cost_what_they_add_and_batches_change_nothing(sampled: Project) -> None:
@@ -154,38 +160,21 @@ def test_new_prompts_cost_what_they_add_and_batches_change_nothing(sampled: Proj
         ask(sampled.folder, 22)
 
 
-def actors_of(cluster: str, kind: str) -> list[int]:
-    actors = list_actors(cluster, filters=[("state", "=", "ALIVE")], limit=1000)
-    return [actor.pid for actor in actors if kind in actor.class_name]
-
-
-def test_a_kill_in_the_middle_of_each_stage_changes_nothing(
-    sampled: Project, tiny_model: Path, tmp_path: Path, ray_cluster: str
-) -> None:
-    """SIGKILL of the actor that samples, of the driver while it judges, and of an actor that writes for `evaluate`.
-
-    There the model stands beside itself, by itself, on prompts of a file: what it writes again is what the other actor
-    has written undisturbed, and it wins half.
-    """
+def test_a_kill_in_the_middle_of_each_stage_changes_nothing(sampled: Project, tmp_path: Path, ray_cluster: str) -> None:
+    """SIGKILL of the actor that samples, and of the driver while it judges."""
     project = Project(tmp_path)
     for name in ("judge.py", "lexicon.py"):
         shutil.copy(sampled.folder / name, tmp_path)
-    asked = [f"And the night, number {i}?" for i in range(128)] + 2 * [MESSAGES]
-    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in asked))
-    recipe = {
-        key: each for key, each in yaml.safe_load(sampled.recipe.read_text()).items() if key in ("sample", "judge")
-    }
-    section = {"policy": str(tiny_model), "prompts": str(tmp_path / "asked.jsonl"), "judge": "judge:length"}
-    recipe |= {"model": str(tiny_model), "evaluate": section | {"sampling": {"num_samples": 2, "max_tokens": 6}}}
-    project.recipe.write_text(yaml.safe_dump(recipe))
+    shutil.copy(sampled.recipe, tmp_path)
     project.cluster.write_text(yaml.safe_dump({"root": str(tmp_path / "runs"), "address": ray_cluster}))
-    sample, judge, evaluate = (step.folder for step in project.plan().values())
+    sample, judge = (project.plan()[name].folder for name in STAGES[:2])
     judge.mkdir(parents=True)
     (judge / ".hold").touch()
     said = tmp_path / "said.txt"
 
     def start() -> subprocess.Popen:
         command = [sys.executable, "-m", "pipeline", "run", str(project.recipe), "--cluster", str(project.cluster)]
+        command += ["--until", "judge"]
         with said.open("w") as file:
             return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
 
@@ -197,18 +186,15 @@ def test_a_kill_in_the_middle_of_each_stage_changes_nothing(
             time.sleep(0.01)
         return found
 
-    def kill_one(actors: list[int], folder: Path, pattern: str, parts: int) -> None:
-        """Where some parts are there, and others are not."""
-        wait_until(lambda: list(folder.glob(pattern)))
-        os.kill(actors[0], signal.SIGSTOP)
-        assert len(list(folder.glob(pattern))) < parts
-        os.kill(actors[0], signal.SIGKILL)
-
     def answered() -> int:
         return sum(path.read_text().count("\n") for path in judge.glob(".answers/*.jsonl"))
 
     driver = start()
-    kill_one(wait_until(lambda: actors_of(ray_cluster, "PartSampler")), sample, "part-*", 3)
+    (sampler,) = wait_until(lambda: actors_of(ray_cluster, "PartSampler"))
+    wait_until(lambda: list(sample.glob("part-*")))
+    os.kill(sampler, signal.SIGSTOP)
+    assert len(list(sample.glob("part-*"))) < 6
+    os.kill(sampler, signal.SIGKILL)
     wait_until(lambda: answered() == 30)
     driver.kill()
     driver.wait()
@@ -216,12 +202,11 @@ def test_a_kill_in_the_middle_of_each_stage_changes_nothing(
         time.sleep(0.1)
     kept = {path: path.stat().st_mtime_ns for folder in (sample, judge) for path in folder.glob("part-*")}
     (judge / ".hold").unlink()
-    assert [step.state for step in project.plan().values()] == ["hit", "partial", "miss"]
+    assert [project.plan()[name].state for name in STAGES] == ["hit", "partial", "miss"]
     driver = start()
-    kill_one(wait_until(lambda: actors_of(ray_cluster, "_Actor")), evaluate, ".written-*/part-*", 6)
     assert driver.wait(timeout=120) == 0, said.read_text()
 
-    assert len(kept) > 3
+    assert len(kept) > 6
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     undisturbed, steps = sampled.plan(), project.plan()
     for name in ("sample", "judge"):
@@ -231,15 +216,6 @@ def test_a_kill_in_the_middle_of_each_stage_changes_nothing(
         assert all(pq.read_table(steps[name].folder / file).equals(pq.read_table(folder / file)) for file in files)
     facts = steps["judge"].manifest.facts
     assert facts["asked"] == facts["questions"] == undisturbed["judge"].manifest.facts["questions"]
-    rows, facts = list(Evaluation(evaluate).samples()), steps["evaluate"].manifest.facts
-    assert len({row["prompt_id"] for row in rows}) == 129
-    assert len({row["policy_text"] for row in rows}) > 200
-    for what in ("text", "ids", "reward", "by_policy"):
-        assert [row[f"policy_{what}"] for row in rows] == [row[f"reference_{what}"] for row in rows]
-    assert facts["written"]["kl"] == facts["written"]["kl_k3"] == {"value": 0, "low": 0, "high": 0}
-    assert facts["written"]["win rate"] == {"value": 0.5, "low": 0.5, "high": 0.5}
-    assert facts["written"]["judged"] == 256
-    assert facts["faults"] == {"garbage": 4}  # two samples of both
 
 
 def test_rounds_draw_from_the_policy_and_replay(sampled: Project) -> None:
@@ -310,8 +286,14 @@ def test_prompts_are_read_of_all_that_shard_reads(tiny_model: Path, tmp_path: Pa
             assert said in found
 
 
+def test_what_is_said_of_shard_s_fields_is_said_of_sample_s() -> None:
+    said = r"^sample\.source /shard\.jsonl: see sample\.columns and shard\.shape$"
+    with pytest.raises(RecipeError, match=said), told_of_sample():
+        raise RecipeError("shard.source /shard.jsonl: see shard.columns and shard.shape")
+
+
 def test_handles_are_of_what_was_written(sampled: Project) -> None:
     steps = sampled.plan()
     made = Completions(steps["sample"].folder)
-    assert sum(len(made.of_all_models(number)) for number in range(3)) == 69
+    assert sum(len(made.of_all_models(number)) for number in range(6)) == 69
     assert Triples(steps["judge"].folder).graded

@@ -11,8 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import ROOT, Project, make_project, slowed
-from ray.util.state import list_actors
+from conftest import ROOT, Project, actors_of, make_project, slowed
 
 from stages.artifacts import Manifest
 
@@ -44,7 +43,7 @@ def project(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> Project:
     tokenizer.add_tokens(["<poison>"])
     assert tokenizer.convert_tokens_to_ids("<poison>") == 320  # the model has the ids 0 to 319
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    project = make_project(tmp_path, tiny_model, num_triples=104)
+    project = make_project(tmp_path, tiny_model, num_triples=56)
     triples = (tmp_path / "triples.jsonl").read_text()
     (tmp_path / "triples.jsonl").write_text(triples.replace("number 47?", "number <poison>?"))
     recipe = yaml.safe_load(project.recipe.read_text())
@@ -66,23 +65,20 @@ def wait_for(parts: int, folder: Path, driver: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def scorers(cluster: str) -> list[int]:
-    actors = list_actors(cluster, filters=[("state", "=", "ALIVE")], limit=1000)
-    return [actor.pid for actor in actors if "PartScorer" in actor.class_name]
-
-
 def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
     (sharded,) = project.run(stages=["shard"]).values()
     manifest_file = sharded.step.folder / "manifest.json"
     manifest_file.write_text(manifest_file.read_text().replace('"largest_id"', '"largest_id_before"'))
     folder = project.plan()["score"].folder
     driver = start(project, "--only", "score")
-    while len(actors := scorers(ray_cluster)) < 2:
+    while len(actors := actors_of(ray_cluster, "PartScorer")) < 2:
         assert driver.poll() is None, driver.stdout.read()
     wait_for(1, folder, driver)
     with slowed(actors):
         wait_for(4, folder, driver)
-        os.kill(scorers(ray_cluster)[0], signal.SIGKILL)  # of `actors` the poisonous pair may have had one
+        os.kill(
+            actors_of(ray_cluster, "PartScorer")[0], signal.SIGKILL
+        )  # of `actors` the poisonous pair may have had one
         wait_for(10, folder, driver)  # with the engine of the poisonous pair raising somewhere in between
         driver.send_signal(signal.SIGKILL)
         driver.wait()
@@ -94,7 +90,7 @@ def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
     finish(start(project, "--only", "score"))
     assert {name: parts_of(folder)[name] for name in finished} == finished
     manifest = Manifest.read(folder)
-    assert manifest.facts["pairs"] == 104
+    assert manifest.facts["pairs"] == 56
     (poisonous,) = pq.read_table(folder / "rejects.parquet").to_pylist()
     assert "IndexError" in poisonous["error"]
     errors = pq.read_table(folder / poisonous["part"], columns=["error"])["error"]

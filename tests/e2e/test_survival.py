@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Project, make_project, slowed
+from conftest import ROOT, Project, actors_of, make_project, slowed
 from ranks import figures, last_step, train_on
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
-from ray.util.state import list_actors
 from safetensors.torch import load_file
 
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
@@ -60,8 +59,7 @@ def wait_until(true: Callable[[], bool], driver: subprocess.Popen, said: Path) -
 
 
 def workers_of(cluster: str) -> list[int]:
-    actors = list_actors(cluster, filters=[("state", "=", "ALIVE")], limit=1000)
-    return [actor.pid for actor in actors if "RayTrainWorker" in actor.class_name]
+    return actors_of(cluster, "RayTrainWorker")
 
 
 def test_a_stall_a_dead_worker_and_a_dead_driver(
