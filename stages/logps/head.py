@@ -12,6 +12,7 @@ from stages.logps.embedding import gathered
 from stages.logps.linear import Linear, linear
 
 CHUNK = 2**26  # logits alive at a time: 256 MiB in float32, which is 512 rows at a vocabulary of 128k
+_BLOCK = 8192  # tokens of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,7 @@ class _TargetLogps(torch.autograd.Function):
             if of_hidden is not None:
                 of_hidden[piece] = linear(of_output, weight.t())
             if wants_weight:
-                product = linear(of_output.t(), hidden[piece].t())
-                of_weight = product.float() if of_weight is None else of_weight.add_(product)
+                of_weight = _added(of_weight, of_output, hidden[piece])
             if wants_bias:
                 total = of_output.float().sum(0)
                 of_bias = total if of_bias is None else of_bias.add_(total)
@@ -127,6 +127,18 @@ class _TargetLogps(torch.autograd.Function):
         of_weight = None if of_weight is None or of_weight is earlier else of_weight.to(weight.dtype)
         of_bias = None if of_bias is None else of_bias.to(bias.dtype)
         return of_hidden, of_weight, of_bias, None, None, None, None
+
+
+def _added(total: torch.Tensor | None, of_output: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """`total` [V, H] float32 plus of_output [n, V] transposed times hidden [n, H], in place.
+
+    A block of the vocabulary at a time: the whole product is as large as the weight, and alive when activations are.
+    """
+    if total is None:
+        return linear(of_output.t(), hidden.t()).float()
+    for block, rows in zip(total.split(_BLOCK), of_output.split(_BLOCK, dim=1), strict=True):
+        block.add_(linear(rows.t(), hidden.t()))
+    return total
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
