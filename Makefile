@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: demo frontier test test-gpu check lint bench-shard bench-train bench-sample bench-score bench-scale bench-checkpoint bench-memory bench-load clean
+.PHONY: schemas demo frontier test test-gpu check lint bench-shard bench-train bench-sample bench-score bench-scale bench-checkpoint bench-memory bench-load clean
 
 demo: .venv/.runtime $(MODEL)  ## install, run all stages on the embedded triples, show what they changed
 	$(BIN)/raydpo run configs/recipes/demo.yaml
@@ -23,6 +23,9 @@ lint: .venv/.dev  ## the fast part of `make check`
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+schemas:  ## JSON schemas of recipe and cluster files, made anew
+	$(BIN)/python -m pipeline.recipe.schema
 
 check: lint test
 

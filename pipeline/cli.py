@@ -1,4 +1,4 @@
-"""raydpo: plan, run, show, verify, submit, sweep. What is heavy is imported only once there is work for it."""
+"""raydpo: init, plan, run, show, verify, submit, sweep, recipes. Heavy imports wait until there is work for them."""
 
 import json
 import time
@@ -7,28 +7,35 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pipeline.bill.bill import bill_of
 from pipeline.commands.arguments import (
     LAPTOP,
     AsJson,
     ClusterFile,
+    From,
+    Only,
     Overrides,
     RecipeFile,
+    Until,
     errors,
     load_all,
     selected_of,
 )
+from pipeline.commands.init import init_command
+from pipeline.commands.recipes import recipes_command
+from pipeline.commands.stopping import stoppable
 from pipeline.commands.sweep import sweep_command
 from pipeline.look import look
 from pipeline.plan import State, Step
 from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster
-from pipeline.runner import run
-from pipeline.store import damage
+from pipeline.runner import check_inputs, run
+from pipeline.store import Store, damage
 from pipeline.view.tables import print_done, print_facts, print_line, print_plan
 
 app = typer.Typer(
     help="Preference tuning on Ray: (sample -> judge ->) shard -> score -> train (-> evaluate).", no_args_is_help=True,
-    add_completion=False, pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,
 )  # fmt: skip
 
 
@@ -37,8 +44,8 @@ def plan_command(
     recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Say what each stage would do, and why, without doing it."""
-    _, where, _, steps = load_all(recipe, cluster, set_)
-    _look(steps, where, as_json)
+    _, where, store, steps = load_all(recipe, cluster, set_)
+    _look(steps, where, store, as_json)
 
 
 @app.command("run")
@@ -46,9 +53,9 @@ def run_command(
     recipe: RecipeFile,
     cluster: ClusterFile = LAPTOP,
     set_: Overrides = None,
-    only: Annotated[str | None, typer.Option(metavar="STAGE", help="this stage alone")] = None,
-    from_: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="this stage and those after it")] = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="the stages up to this one")] = None,
+    only: Only = None,
+    from_: From = None,
+    until: Until = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="the same as plan")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="show what Ray and vLLM print")] = False,
 ) -> None:
@@ -56,9 +63,10 @@ def run_command(
     what, where, store, steps = load_all(recipe, cluster, set_)
     selected = selected_of(only, from_, until, [step.name for step in steps])
     if dry_run:
-        _look(steps, where, as_json=False)
+        _look(steps, where, store, as_json=False)
         return
     with errors(Console(stderr=True)):
+        check_inputs(steps, selected)
         for line in look([step for step in steps if step.name in selected], where):
             print_line(line, Console())
     from pipeline.cluster import connected
@@ -66,7 +74,7 @@ def run_command(
     from pipeline.view.trackers import trackers
 
     log = store.work / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{what.name}.log"
-    with quiet(log, verbose) as console, errors(console, None if verbose else log):
+    with quiet(log, verbose) as console, stoppable(console, steps, store), errors(console, None if verbose else log):
         done = list(
             run(
                 steps, selected, where, store,
@@ -114,7 +122,8 @@ def show(
         print_facts(step, Console())
     for step in steps:
         if step.state != State.HIT:
-            print(f"{step.name}: {step.state}: {step.why}")
+            made = "" if step.state == State.NOT_NEEDED else f". Make it: raydpo run {recipe}"
+            print(f"{step.name}: {step.state}: {step.why}{made}")
 
 
 @app.command()
@@ -126,7 +135,7 @@ def verify(recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = 
         if step.state == State.NOT_NEEDED:
             continue
         if not (step.folder / "manifest.json").exists():
-            print(f"{step.name}: {step.state}: {step.why}")
+            print(f"{step.name}: {step.state}: {step.why}. Make it: raydpo run {recipe}")
             bad += 1
             continue
         problems = damage(step.folder, step.manifest, content=True)
@@ -145,9 +154,9 @@ def submit(
     recipe: RecipeFile,
     cluster: ClusterFile,
     set_: Overrides = None,
-    only: Annotated[str | None, typer.Option(metavar="STAGE")] = None,
-    from_: Annotated[str | None, typer.Option("--from", metavar="STAGE")] = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE")] = None,
+    only: Only = None,
+    from_: From = None,
+    until: Until = None,
 ) -> None:
     """Send the same `run` to a Ray cluster as a job. The same work has the same id, so it is never sent twice."""
     from pipeline.cluster import submit as send
@@ -167,17 +176,19 @@ def submit(
 
 
 app.command("sweep")(sweep_command)
+app.command("init")(init_command)
+app.command("recipes")(recipes_command)
 
 
 def main() -> None:
     app()
 
 
-def _look(steps: list[Step], where: Cluster, as_json: bool) -> None:
-    """The plan, and then what a run would stop at."""
+def _look(steps: list[Step], where: Cluster, store: Store, as_json: bool) -> None:
+    """The plan, what it costs, and then what a run would stop at."""
     with errors(Console(stderr=True)):
-        lines: list[str] = []
+        lines, bill = [], None
         try:
-            lines = look(steps, where)
+            lines, bill = look(steps, where), bill_of(steps, where, store)
         finally:
-            print_plan(steps, lines, as_json)
+            print_plan(steps, lines, as_json, bill)

@@ -70,9 +70,14 @@ def check_fits(cluster: Cluster, have: dict[str, float]) -> None:
     ):
         for kind, each in zip(("CPU", "GPU"), resources, strict=True):
             if count * each > have.get(kind, math.inf):
+                if have[kind] >= each:
+                    told = f"Lower it: --set cluster.{field}={int(have[kind] // each)}"
+                else:
+                    per = f"{field.split('.')[0]}.{kind.lower()}s_per_{field.split('.')[1].removesuffix('s')}"
+                    told = f"Lower what each takes: --set cluster.{per}={have[kind]:g}; or name another machine's Ray, "
+                    told += "by cluster.address"
                 raise RecipeError(
-                    f"cluster.{field} is {count}, each with {each} {kind}s, and this machine has "
-                    f"{have[kind]:g}. Lower it: --set cluster.{field}=1"
+                    f"cluster.{field} is {count}, each with {each} {kind}s, and this machine has {have[kind]:g}. {told}"
                 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from stages import storage
 from stages.digests import sha256_of
 from stages.errors import RecipeError
-from stages.model_files import base_of, is_tokenizer_file, split_revision
+from stages.model_files import base_of, check_tokenizer, is_tokenizer_file, split_revision
 from stages.shard.reading.files import SUFFIXES, matched
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -59,7 +59,8 @@ def model_identity(name: str, digests: Digests, field: str, tokenizer_only: bool
         if (base := base_of(str(folder))) != str(folder):
             return str(folder.resolve()), _adapted(base, folder, files, digests, field, tokenizer_only)
         if not files:
-            raise RecipeError(f"{field}: the folder {name} holds no {'tokenizer' if tokenizer_only else 'model'} files")
+            check_tokenizer(name, field)
+            raise RecipeError(f"{field}: the folder {name} holds no files of a model. Name one that has config.json")
         return str(folder.resolve()), f"sha256:{digests.of_files(folder, files)}"
     return _hub_identity(name, "model", field)
 
@@ -125,7 +126,10 @@ def _hidden(path: Path, folder: Path) -> bool:
 def _hub_identity(name: str, kind: str, field: str) -> tuple[str, str]:
     base, revision = split_revision(name)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) or base.endswith(SUFFIXES):
-        raise RecipeError(f"{field}: there is no file or folder {name} (looked from {Path.cwd()})")
+        raise RecipeError(
+            f"{field}: there is no file or folder {name} (looked from {Path.cwd()}). Name one that is there, or one of "
+            "the hub: org/name"
+        )
     if not (revision and _COMMIT.fullmatch(revision)):
         revision = _commit_of(base, revision or "main", kind, field)
     return f"{base}@{revision}", f"hub:{base}@{revision}"
@@ -142,6 +146,8 @@ def _commit_of(base: str, revision: str, kind: str, field: str) -> str:
             return remembered.read_text().strip()
         raise RecipeError(
             f"{field}: {base} is no local path (looked from {Path.cwd()}), and the hub did not answer for this "
-            f"{kind} at revision {revision}: {type(error).__name__}: {str(error).splitlines()[0]}"
+            f"{kind} at revision {revision}: {type(error).__name__}: {str(error).splitlines()[0]} Check the name and "
+            f"the network; or fetch it elsewhere, and name its folder: hf download {base} --repo-type {kind} "
+            f"--local-dir FOLDER"
         ) from error
     return str(sha)

@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.cluster import check_fits
 from pipeline.plan import State, Step
 from pipeline.recipe.sections import Cluster
+from stages.model_files import check_weights
 from stages.sample.config import SampleConfig
 from stages.sample.look import look as look_at_prompts
 from stages.shard.config import ShardConfig
@@ -28,12 +29,21 @@ def look(steps: list[Step], cluster: Cluster) -> list[str]:
         check_fits(cluster, machine())
     lines = []
     for step in missing:
+        _check_models(step)
         if step.state == State.MISS and (seen := _first_rows(step)) is not None:
             lines += [seen.told, *(f"Warning: {notice}" for notice in seen.notices)]
         if step.stage.name == "train" and step.round == 1:  # others train a model of the same size
             assert isinstance(step.config, TrainConfig)
             lines += look_at_memory(step.config, cluster.train, _longest(steps), here)
     return lines
+
+
+def _check_models(step: Step) -> None:
+    """That their folders hold what is loaded: a hub's and an object storage's are not looked at."""
+    for field in step.stage.models if step.round == 1 else ():
+        named = getattr(step.config, field)
+        for name in (named,) if isinstance(named, str) else named or ():
+            check_weights(name, f"{step.stage.name}.{field}")
 
 
 def _first_rows(step: Step) -> Look | None:

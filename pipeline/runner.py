@@ -38,7 +38,7 @@ def run(
 
     An artifact that another run is making is waited for, and `notify` told of it.
     """
-    _check_inputs(steps, selected)
+    check_inputs(steps, selected)
     wanted = [step for step in steps if step.name in selected and step.state != State.NOT_NEEDED]
     missing = [step for step in wanted if step.state != State.HIT]
     if not missing:
@@ -55,7 +55,8 @@ def run(
                 yield Done(step, "hit", 0.0)
 
 
-def _check_inputs(steps: list[Step], selected: list[str]) -> None:
+def check_inputs(steps: list[Step], selected: list[str]) -> None:
+    """Raises MissingArtifact where a stage reads what is not made, nor selected; RecipeError where none is needed."""
     states = {step.name: step for step in steps}
     if all(states[name].state == State.NOT_NEEDED for name in selected):
         raise RecipeError("; ".join(f"{name} is not needed: {states[name].why}" for name in selected))
@@ -100,7 +101,8 @@ def _make(
     with progress(step.name) as reported:
         facts = stage(config, **inputs, out=draft, resources=getattr(cluster, name), progress=reported)
     seconds = time.perf_counter() - began
-    store.commit(name, step.fingerprint, step.payload, facts, seconds)
+    took = getattr(cluster, name).model_dump(mode="json", exclude_defaults=True)
+    store.commit(name, step.fingerprint, step.payload, facts, seconds, took)
     return Done(step, "done", seconds)
 
 

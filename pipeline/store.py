@@ -97,9 +97,15 @@ class Store:
         return [Manifest.read(path.parent) for path in paths]
 
     def commit(
-        self, stage: str, fingerprint: str, payload: dict[str, Any], facts: dict[str, Any], seconds: float
+        self,
+        stage: str,
+        fingerprint: str,
+        payload: dict[str, Any],
+        facts: dict[str, Any],
+        seconds: float,
+        resources: dict[str, Any],
     ) -> Manifest:
-        """Write the manifest, and by that declare the artifact finished."""
+        """Write the manifest, and by that declare the artifact finished. `resources`: those that are no defaults."""
         folder = self.draft(stage, fingerprint)
         files = list(list_files(folder))
         for scratch in folder.glob(".*"):  # unfinished writes of killed runs
@@ -110,6 +116,7 @@ class Store:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 2),
             "machine": f"{platform.node()} {platform.machine()} {platform.system()}",
+            "resources": resources,
             "python": platform.python_version(),
             **versions,
         }

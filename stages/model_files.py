@@ -16,6 +16,8 @@ TOKENIZER_FILES = (
     "generation_config",
 )  # fmt: skip
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+_OF_TOKENIZER = ("tokenizer", "vocab", "spiece", "merges", "sentencepiece")
+_LOADED = (".safetensors", ".bin")  # of these, what transformers loads
 _ADAPTER = "adapter_config.json"
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 
@@ -70,6 +72,31 @@ def tokenizer_at(name: str) -> tuple[str, str | None]:
 
 def is_tokenizer_file(name: str) -> bool:
     return name.startswith(TOKENIZER_FILES)
+
+
+def check_weights(name: str, field: str) -> None:
+    """Raises RecipeError where a folder of this machine has no config or no weights that transformers loads."""
+    folder = Path(base_of(name))
+    for each in {Path(name), folder}:
+        if not each.is_dir():
+            continue
+        if each == folder and not (each / "config.json").is_file():
+            raise _no_config(each, f"{field}: ")
+        if not any(file.suffix in _LOADED for file in each.iterdir()):
+            raise RecipeError(
+                f"{field}: the folder {each} holds no weights ({' or '.join(f'*{end}' for end in _LOADED)}). Fetch the "
+                "model again, or name the folder that has them"
+            )
+
+
+def check_tokenizer(name: str, field: str) -> None:
+    """Raises RecipeError where a folder of this machine has none."""
+    folder = Path(name if adapter_at(name) and (Path(name) / "tokenizer_config.json").is_file() else base_of(name))
+    if folder.is_dir() and not any(file.name.startswith(_OF_TOKENIZER) for file in folder.iterdir()):
+        raise RecipeError(
+            f"{field}: the folder {folder} holds no tokenizer (tokenizer.json, tokenizer.model, vocab.json or "
+            "vocab.txt). Fetch the model again, or name a folder that has one: --set shard.tokenizer=FOLDER"
+        )
 
 
 def vocabulary(name: str) -> int | None:
@@ -160,7 +187,17 @@ def _config_text(name: str) -> str | bytes:
         return storage.read_text(name, "config.json")
     folder, revision = split_revision(name)
     if Path(folder).is_dir():
-        return (Path(folder) / "config.json").read_bytes()
+        try:
+            return (Path(folder) / "config.json").read_bytes()
+        except FileNotFoundError as error:
+            raise _no_config(Path(folder)) from error
     from huggingface_hub import hf_hub_download  # slow to import, and only hub names need it
 
     return Path(hf_hub_download(folder, "config.json", revision=revision)).read_bytes()
+
+
+def _no_config(folder: Path, field: str = "") -> RecipeError:
+    return RecipeError(
+        f"{field}the folder {folder} holds no config.json: it is no model as transformers saves one. Name the folder "
+        "that has config.json and *.safetensors in it"
+    )

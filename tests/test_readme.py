@@ -140,6 +140,7 @@ def check_raydpo(words: list[str], checkout: Path) -> None:
         assert command in COMMANDS, f"there is no raydpo {command}"
         return
     status, message = {
+        "init": (2, "my.yaml is there already, and init overwrites nothing"),
         "plan": (0, "train"),
         "run": (0, "train"),
         "show": (0, "{}" if "--json" in arguments else "train: miss: never made"),

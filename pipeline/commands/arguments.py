@@ -11,20 +11,43 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from pipeline.graph import STAGES
 from pipeline.plan import Step, plan
 from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster, Recipe
 from pipeline.store import Store
 from stages.errors import ContractError, MissingArtifact, Paused, RecipeError, is_disk_full
 
+
+def _keys(begun: str) -> list[str]:
+    """Fields that a shell completes to."""
+    from pipeline.recipe.hints import keys
+
+    return [f"{key}=" for key in [*keys(Recipe), *keys(Cluster)] if key.startswith(begun)]
+
+
+def _stages(begun: str) -> list[str]:
+    return [name for name in STAGES if name.startswith(begun)]
+
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="what to do: a YAML file, see configs/recipes/")]
 ClusterFile = Annotated[Path, typer.Option("--cluster", help="where: a YAML file, see configs/clusters/")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="train.loss.beta=0.2, cluster.train.workers=4, .."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="train.loss.beta=0.2, cluster.train.workers=4, ..", autocompletion=_keys
+    ),
+]
+Only = Annotated[str | None, typer.Option("--only", metavar="STAGE", help="this stage alone", autocompletion=_stages)]
+From = Annotated[
+    str | None, typer.Option("--from", metavar="STAGE", help="this stage and those after it", autocompletion=_stages)
+]
+Until = Annotated[
+    str | None, typer.Option("--until", metavar="STAGE", help="the stages up to this one", autocompletion=_stages)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
-LAPTOP = Path(__file__).parents[2] / "configs" / "clusters" / "laptop.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
+LAPTOP = CONFIGS / "clusters" / "laptop.yaml"
 
 
 def load_all(recipe: Path, cluster: Path, overrides: list[str] | None) -> tuple[Recipe, Cluster, Store, list[Step]]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from pipeline.recipe.sections import Cluster, Recipe
 from pipeline.recipe.synonyms import LOSSES, OTHERWISE, SAME
+from stages.errors import RecipeError
 from stages.train.objective.named.loss import ALIASES, BY_NAME
 
 NEAR, REMOTE = 0.75, 0.5  # of difflib's ratio, which is 1 for the same word
@@ -34,12 +35,30 @@ def keys(file: type[BaseModel]) -> dict[str, None]:
     return dict.fromkeys(below(file, "cluster.") if file is Cluster else [*below(file, ""), "model"])
 
 
+def check_is(file: type[BaseModel], content: dict[str, Any], path: Any) -> None:
+    """Raises RecipeError where a file has keys of the other kind alone: the two are easily exchanged."""
+    recipe, cluster = {*Recipe.model_fields, "model"}, set(Cluster.model_fields)
+    own, other = (recipe - cluster, cluster - recipe) if file is Recipe else (cluster - recipe, recipe - cluster)
+    if own & content.keys() or not (found := [key for key in content if key in other]):
+        return
+    if file is Recipe:
+        raise RecipeError(
+            f"{path} is a cluster file, by its key {found[0]}, and a recipe belongs here. Name both: raydpo plan "
+            f"RECIPE --cluster {path}"
+        )
+    raise RecipeError(
+        f"{path} is a recipe, by its key {found[0]}, and --cluster takes a cluster file, which says where: see "
+        f"configs/clusters. A recipe stands alone: raydpo plan {path}"
+    )
+
+
 def of_loss(name: str) -> str:
     """What to say to a name that no loss has."""
     spelt = name.lower().replace("-", "_")
     if spelt in LOSSES:
         return LOSSES[spelt]
-    nearest = difflib.get_close_matches(spelt, [*BY_NAME, *ALIASES], n=1, cutoff=REMOTE)
+    letters = [name for name in (*BY_NAME, *ALIASES) if sorted(name) == sorted(spelt)]  # two that changed places
+    nearest = letters or difflib.get_close_matches(spelt, [*BY_NAME, *ALIASES], n=1, cutoff=REMOTE)
     return f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join([*BY_NAME, *ALIASES])}"
 
 

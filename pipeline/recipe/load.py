@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from pipeline.recipe.evaluated import MODELS, check_evaluated, stages_of
 from pipeline.recipe.explain import Key, explain, explain_truths
+from pipeline.recipe.hints import check_is
 from pipeline.recipe.reading import parse, read
 from pipeline.recipe.sections import Cluster, Recipe
 from stages import storage
@@ -23,6 +24,8 @@ def load(recipe: Path, cluster: Path, overrides: Sequence[str]) -> tuple[Recipe,
     Raises RecipeError for a missing file, bad YAML, an unknown key (with the right one) or a bad value.
     """
     what, where = read(recipe), read(cluster)
+    check_is(Recipe, what, recipe)
+    where_alone = dict(where)
     for override in overrides:
         _override(what, where, override)
     _name_loss(what)
@@ -36,6 +39,7 @@ def load(recipe: Path, cluster: Path, overrides: Sequence[str]) -> tuple[Recipe,
     _check_rounds(checked)
     _check_quantized(checked)
     check_evaluated(checked)
+    check_is(Cluster, where_alone, cluster)
     return checked, _check(Cluster, where, cluster, {})
 
 

@@ -15,7 +15,10 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = parse(path.read_bytes().decode("utf-8-sig"), str(path))
     except FileNotFoundError as error:
-        raise RecipeError(f"there is no file {path} (looked from {Path.cwd()})") from error
+        raise RecipeError(
+            f"there is no file {path} (looked from {Path.cwd()}). Name one that is there: raydpo recipes lists those "
+            "shipped, and raydpo init DATA MODEL writes one"
+        ) from error
     except IsADirectoryError as error:
         raise RecipeError(f"{path} is a folder. Name the YAML file in it") from error
     except OSError as error:

@@ -58,6 +58,8 @@ class Cluster(Config):
     dashboard_seconds: float = Field(60, ge=0)  # for a cluster that is starting to be ready for jobs
     python: str = "python"  # the interpreter of a submitted job, as a shell on the cluster's head node finds it
     env_vars: dict[str, str] = {}  # for all Ray workers
+    # Peak of a GPU in the precision of training, 1e12 FLOP/s, of which `plan` reckons hours where no earlier run tells.
+    device_tflops: float | None = Field(None, gt=0)
     sample: SampleResources = SampleResources()
     judge: JudgeResources = JudgeResources()
     shard: ShardResources = ShardResources()

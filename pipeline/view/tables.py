@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.bill.bill import Bill
+from pipeline.bill.table import print_bill
 from pipeline.plan import Step, advice
 from pipeline.runner import Done
 from pipeline.view.effect import effect, is_estimate, shown
 from stages.artifacts import PolicyCheckpoint
 
 
-def print_plan(steps: list[Step], looked: list[str], as_json: bool) -> None:
+def print_plan(steps: list[Step], looked: list[str], as_json: bool, bill: Bill | None = None) -> None:
     """`looked`: what was seen of the first rows."""
     if as_json:
         rows = [
             {"stage": s.name, "state": s.state, "why": s.why, "path": str(s.folder), "fingerprint": s.fingerprint}
             | ({"looked": looked} if looked and s is steps[0] else {})
+            | ({"bill": bill.of(s.name).plain} if bill else {})
+            | ({"without_cache": asdict(bill.reference)} if bill and bill.reference and s.name == "train" else {})
             for s in steps
         ]
         print(json.dumps(rows, indent=1))
@@ -29,6 +34,8 @@ def print_plan(steps: list[Step], looked: list[str], as_json: bool) -> None:
     for step in steps:
         table.add_row(step.name, step.state, escape(step.why), _near(step.folder))
     Console().print(table)
+    if bill is not None:
+        print_bill(bill, Console())
     for said in advice(steps):
         Console().print(f"[yellow]Warning:[/] {escape(said)}", soft_wrap=True, highlight=False)
     for line in looked:

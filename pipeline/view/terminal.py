@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipeline.view.lines import Lines, is_for_lines, lines
 from pipeline.view.trackers import Tracker
 
 # Which metrics stand beside the bar, under which short name.
@@ -52,11 +53,7 @@ class Bar:
         self._progress.update(self._task, total=total, completed=done, description=f"{self._name} {unit}")
 
     def advance(self, done: int, **figures: Any) -> None:
-        shown = " ".join(
-            f"{label} {figures[key]:.3g}"
-            for key, label in _SHOWN.items()
-            if key in figures and (figures[key] or key not in _RARE)
-        )
+        shown = _shown(figures)
         self._progress.update(self._task, completed=done)
         if shown:
             self._progress.update(self._task, figures=shown)
@@ -67,9 +64,21 @@ class Bar:
         self._progress.console.print(f"[yellow]Warning:[/] {escape(message)}", soft_wrap=True, highlight=False)
 
 
+def _shown(figures: dict[str, Any]) -> str:
+    return " ".join(
+        f"{label} {figures[key]:.3g}"
+        for key, label in _SHOWN.items()
+        if key in figures and (figures[key] or key not in _RARE)
+    )
+
+
 @contextmanager
-def bars(console: Console) -> Iterator[Callable[..., AbstractContextManager[Bar]]]:
-    """Bars under each other, for work that goes on side by side: a function that gives one by its name."""
+def bars(console: Console) -> Iterator[Callable[..., AbstractContextManager[Bar | Lines]]]:
+    """Bars under each other, in a log lines, for work that goes on side by side: a function that gives one by name."""
+    if is_for_lines(console):
+        with lines(console, _shown) as draw:
+            yield draw
+        return
     # They fit into 80 columns.
     columns = (
         TextColumn("{task.description:11}"),
@@ -93,6 +102,6 @@ def bars(console: Console) -> Iterator[Callable[..., AbstractContextManager[Bar]
 
 
 @contextmanager
-def bar(console: Console, name: str, trackers: Sequence[Tracker]) -> Iterator[Bar]:
+def bar(console: Console, name: str, trackers: Sequence[Tracker]) -> Iterator[Bar | Lines]:
     with bars(console) as draw, draw(name, trackers) as drawn:
         yield drawn

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import RecipeError
-from stages.model_files import at_hand, has_chat_template
-from stages.shard.config import Shape, ShardConfig, Source
+from stages.model_files import at_hand, check_tokenizer, has_chat_template
+from stages.shard.config import ShardConfig, Source
 from stages.shard.reading.opening import told
 from stages.shard.reading.survey import nothing_of, sample
 from stages.shard.report.contamination import texts_of
-from stages.shard.shapes.tell import tell_source
+from stages.shard.shapes.tell import Told, tell_source
 from stages.shard.triple import Labelled, Rejected, Triple, made_of, read
 from stages.storage import unmarked
 
@@ -45,37 +45,67 @@ def look(config: ShardConfig) -> Look:
     )
 
 
-def _look_at(source: Source, config: ShardConfig) -> Look:
-    name = unmarked(source.source)[0]
-    if (rows := first_rows(source)) is None:
-        return not_here(name)
+@dataclass(frozen=True)
+class Measured:
+    """The first rows of a source, of which one at least makes a pair."""
+
+    rows: int
+    told: Told
+    made: list[list[tuple[int, ...]]]  # of each that makes pairs: tokens of their prompt and completions, by text alone
+    counted: bool  # else the tokenizer is not at hand, and all of them are 0
+    problems: list[str]  # of each that makes none
+    notices: list[str]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of each row that makes pairs, of its longest sequence."""
+        return [max(prompt + max(others) for prompt, *others in pairs) for pairs in self.made]
+
+
+def measure(source: Source, config: ShardConfig, count: int = ROWS) -> Measured | None:
+    """Of a source that is elsewhere None. Raises RecipeError as `look` does."""
+    if (rows := first_rows(source, count)) is None:
+        return None
     found = tell_source([text for _, text in rows], source, config)
-    count, notices = counter(config, source, found.of_messages)
-    lengths, problems = [], []
+    counted, notices = counter(config, source, found.of_messages)
+    made, problems = [], []
     for number, text in rows:
         try:
-            lengths.append(_longest(text, found.shape, source, config, count))
+            pairs = made_of(read(text, found.shape, source, config))
+            made.append([_lengths(each, config, counted) for each in pairs])
         except Rejected as error:
             problems.append(f"row {number}: {error.detail}")
-    if not lengths:
-        raise RecipeError(f"none of the first {len(rows)} rows of {source.source} makes a pair: {problems[0]}")
-    said = f"the first {len(rows)} rows of {Path(name).name} have the shape {found.shape}"
-    if count:
-        said += f"; the longest has about {max(lengths)} tokens, and shard.max_length is {config.max_length}"
-    if problems:
-        notices.append(
-            f"{len(problems)} of the first {len(rows)} rows of {Path(name).name} make no pair: {problems[0]}"
+    if not made:
+        raise RecipeError(
+            f"none of the first {len(rows)} rows of {source.source} makes a pair: {problems[0]}. Look at the rows, at "
+            "shard.columns and shard.max_length"
         )
-    return Look(said, (*found.notices, *notices))
+    return Measured(len(rows), found, made, counted is not None, problems, notices)
 
 
-def _longest(text: str, shape: Shape, source: Source, config: ShardConfig, count: Count | None) -> int:
-    """Of what a row holds. Raises Rejected where it makes no pair."""
-    return max(_length(each, config, count) for each in made_of(read(text, shape, source, config)))
+def _look_at(source: Source, config: ShardConfig) -> Look:
+    name = unmarked(source.source)[0]
+    if (seen := measure(source, config)) is None:
+        return not_here(name)
+    said = f"the first {seen.rows} rows of {Path(name).name} have the shape {seen.told.shape}"
+    if seen.counted:
+        said += f"; the longest has about {max(seen.lengths)} tokens, and shard.max_length is {config.max_length}"
+    notices = [*seen.told.notices, *seen.notices]
+    if cut := sum(length > config.max_length for length in seen.lengths):
+        keeps = "start" if config.truncation == "keep_end" else "end"
+        notices.append(
+            f"{cut} of the first {seen.rows} rows of {Path(name).name} are longer than shard.max_length, "
+            f"{config.max_length}: prompts lose their {keeps}, then completions. Raise it if the model takes more"
+        )
+    if seen.problems:
+        notices.append(
+            f"{len(seen.problems)} of the first {seen.rows} rows of {Path(name).name} make no pair: {seen.problems[0]}"
+        )
+    return Look(said, tuple(notices))
 
 
-def _length(row: Triple | Labelled, config: ShardConfig, count: Count | None) -> int:
-    """Tokens of the longer sequence, without those of a template. Raises Rejected where nothing can be trained on."""
+def _lengths(row: Triple | Labelled, config: ShardConfig, count: Count | None) -> tuple[int, ...]:
+    """Tokens of prompt and completions, without a template's. Raises Rejected where nothing can be trained on."""
     completions = [row.completion] if isinstance(row, Labelled) else [row.chosen, row.rejected]
     texts = ["\n".join(texts_of(each)) for each in completions]
     if not isinstance(row, Labelled) and row.chosen == row.rejected:
@@ -85,16 +115,15 @@ def _length(row: Triple | Labelled, config: ShardConfig, count: Count | None) ->
     if config.train_on != "completion" and any(map(_says_nothing_trained, completions)):
         raise Rejected("nothing_trained", "a completion has no turn of the assistant, and no others are trained on")
     if not count:
-        return 0
+        return (0,) * (1 + len(texts))
     try:
-        prompt, longest = count("\n".join(texts_of(row.prompt))), max(map(count, texts))
+        prompt, counts = count("\n".join(texts_of(row.prompt))), list(map(count, texts))
     except (UnicodeError, TypeError) as error:  # a lone surrogate
         raise Rejected("malformed", f"the tokenizer cannot read a text of this row: {error}") from error
-    if prompt + longest > config.max_length and config.truncation == "drop":
-        raise Rejected(
-            "too_long", f"it has {prompt + longest} tokens or more, and shard.max_length is {config.max_length}"
-        )
-    return prompt + longest
+    longest = prompt + max(counts)
+    if longest > config.max_length and config.truncation == "drop":
+        raise Rejected("too_long", f"it has {longest} tokens or more, and shard.max_length is {config.max_length}")
+    return (prompt, *counts)
 
 
 def _calls(completion: Any) -> bool:
@@ -110,6 +139,7 @@ def _says_nothing_trained(completion: Any) -> bool:
 
 def counter(config: ShardConfig, source: Source, of_messages: bool) -> tuple[Count | None, list[str]]:
     """What counts a text's tokens, if the tokenizer is at hand. Raises RecipeError where it has no chat template."""
+    check_tokenizer(config.tokenizer, "shard.tokenizer")
     templated = True if config.chat.template is not None else has_chat_template(config.tokenizer)
     if of_messages and templated is False:
         raise RecipeError(
@@ -139,19 +169,19 @@ def not_here(name: str) -> Look:
     return Look(f"{name} is not on this machine: no row was looked at")
 
 
-def first_rows(source: Source) -> list[tuple[int, str]] | None:
+def first_rows(source: Source, count: int = ROWS) -> list[tuple[int, str]] | None:
     """(row number, JSON text) of them; None where the source is elsewhere. Raises RecipeError where there is none."""
     name, path = unmarked(source.source)[0], Path(source.source)
     if not Path(name).exists() and not any(character in name for character in "*?["):
         return None
     saved = next((each for each in (path, path / source.split) if (each / "state.json").exists()), None)
-    found = _saved(saved) if saved else [(number, text) for _, number, text in sample(source, ROWS)]
+    found = _saved(saved, count) if saved else [(number, text) for _, number, text in sample(source, count)]
     if not found:
-        raise nothing_of(source, ROWS)
+        raise nothing_of(source, count)
     return found
 
 
-def _saved(folder: Path) -> list[tuple[int, str]]:
+def _saved(folder: Path, count: int) -> list[tuple[int, str]]:
     """Of a `datasets` folder: its first Arrow file, without that library, which takes seconds to import."""
     import pyarrow as pa
 
@@ -159,5 +189,5 @@ def _saved(folder: Path) -> list[tuple[int, str]]:
         files = json.loads((folder / "state.json").read_text())["_data_files"]
         first = str(folder / files[0]["filename"])
     with told(first), pa.memory_map(first) as file:
-        rows = (row for batch in pa.ipc.open_stream(file) for row in batch.slice(0, ROWS).to_pylist())
-        return [(i, json.dumps(row, ensure_ascii=False, default=str)) for i, row in enumerate(islice(rows, ROWS))]
+        rows = (row for batch in pa.ipc.open_stream(file) for row in batch.slice(0, count).to_pylist())
+        return [(i, json.dumps(row, ensure_ascii=False, default=str)) for i, row in enumerate(islice(rows, count))]

@@ -65,7 +65,7 @@ def shard(
     dropped = {key.removeprefix("dropped/"): n for key, n in sorted(facts.items()) if key.startswith("dropped/")}
     _check_dropped(config, facts, dropped, out)
     counted = ["rows", "pairs", "train", "eval", "tokens", "cut_prompts", "cut_completions", "unended_completions"]
-    counted += ["control_tokens"]
+    counted += ["control_tokens", "prompt_tokens"]
     counts: dict[str, Any] = {key: facts[key] for key in (*counted, *(f"eval/{each.label}" for each in config.eval))}
     if config.rows == "labelled":
         counts |= {"labelled": True, "desirable": facts["desirable"]}

@@ -104,6 +104,7 @@ def _facts(pairs: pa.Table, rejects: pa.Table) -> dict[str, int]:
         rows=len(pairs) + len(rejects),
         pairs=len(pairs),
         tokens=int((2 * prompt + one + other).sum()),  # as scoring reads them: the prompt once a side
+        prompt_tokens=int(prompt.sum()),
         longest=int((prompt + np.maximum(one, other)).max(initial=0)),
         largest_id=max(pc.max(pc.list_flatten(column)).as_py() or 0 for column in ids),
     )

@@ -83,7 +83,7 @@ def nothing_of(source: Source, count: int) -> RecipeError:
     """Why `sample` gives no row of it, as its first rows say without `where`."""
     rows = sample(source.model_copy(update={"where": None}), count) if source.where is not None else []
     if not rows:
-        return RecipeError(f"shard.source {source.source} has no rows")
+        return RecipeError(f"shard.source {source.source} has no rows. Name one that has some")
     seen = [row for _, _, text in rows if (row := columns_of(text))]
     return _unknown_column(source, seen) or RecipeError(
         f"of the rows of {source.source} none is taken (where: {source.where})"

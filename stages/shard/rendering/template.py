@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, TemplateSyntaxError, nodes
+from jinja2 import Environment, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stages.errors import RecipeError
 from stages.shard.config import Chat
@@ -155,6 +156,24 @@ def read_template(path: str) -> str:
             f"shard.chat.template: line {error.lineno} of {path} is not Jinja: {error.message}. Mend the template"
         ) from error
     return source
+
+
+def plainly(source: str, messages: list[Message], prompted: bool, special: dict[str, str]) -> str:
+    """What a template writes, by Jinja alone, to count it before transformers is imported; `special` are tokens.
+
+    Raises whatever a template raises.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = datetime.datetime(2026, 1, 31).strftime
+    return environment.from_string(source).render(messages=messages, add_generation_prompt=prompted, **special)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
 
 
 class _Generation(Extension):

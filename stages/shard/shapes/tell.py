@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from stages.errors import RecipeError
 from stages.shard.config import Chat, Columns, Shape, ShardConfig, Source
 from stages.shard.reading.opening import problem_of
-from stages.shard.shapes.known import PROMPTS, compared_of, label_columns, prompt_column
+from stages.shard.shapes.known import PROMPTS, TEXTS, compared_of, label_columns, prompt_column
 from stages.shard.shapes.messages import decoded
 from stages.shard.shapes.paired import shape_of_pair
 from stages.shard.shapes.ranked import is_ranked
@@ -157,6 +157,12 @@ def _nothing_fits(row: dict[str, Any], number: int, columns: Columns, source: st
             "Of HelpSteer 2, take its preferences (response_1, response_2, preference_strength); else join the rows of "
             "a prompt into lists `completions` and `scores`"
         )
+    if (lone := _lone_answer(row, columns)) is not None:
+        return (
+            f"{source} has one answer a prompt, {lone!r} (of {', '.join(map(repr, row))}), and a pair takes two. Add a "
+            "column rejected, of worse answers; or a column label, of truths, for shard.rows: labelled and train.loss: "
+            "kto; or let the model answer the prompts, and a judge compare: sample and judge"
+        )
     for name in (columns.chosen, columns.rejected):
         if name not in row:
             return f"{_no_column(row, number, name, source)}. {SHAPES}"
@@ -168,6 +174,12 @@ def _nothing_fits(row: dict[str, Any], number: int, columns: Columns, source: st
         )
     kinds = ", ".join(f"{key!r} ({type(value).__name__})" for key, value in row.items())
     return f"{source} has rows of no known shape; its row {number} has {kinds}. {SHAPES}"
+
+
+def _lone_answer(row: dict[str, Any], columns: Columns) -> str | None:
+    """The one answer of a row that is for fine-tuning."""
+    found = [name for name in TEXTS if isinstance(row.get(name), str) and prompt_column(row, columns, PROMPTS) in row]
+    return found[0] if len(found) == 1 and not {columns.chosen, columns.rejected} & row.keys() else None
 
 
 def _others(votes: Counter[Shape], shape: Shape, told: int, source: str) -> str | None:
@@ -229,11 +241,11 @@ def _plain_text(sample: list[dict[str, Any]], shape: Shape, columns: Columns, so
 
 def _raise_unreadable(rows: Sequence[str], source: str) -> None:
     if not rows:
-        raise RecipeError(f"shard.source {source} has no rows")
+        raise RecipeError(f"shard.source {source} has no rows. Name one that has some")
     try:
         first = json.loads(rows[0])
     except (ValueError, RecursionError) as error:
         if problem := problem_of(rows[0]):
-            raise RecipeError(f"the first row of {source} cannot be read: {problem}") from error
+            raise RecipeError(f"the first row of {source} cannot be read: {problem}. Is it text in UTF-8?") from error
         raise RecipeError(f"the first row of {source} is not JSON: {error}. One JSON object a line is read") from error
     raise RecipeError(f"the first row of {source} is a {type(first).__name__}, not a JSON object with columns")

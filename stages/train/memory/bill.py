@@ -88,6 +88,12 @@ def head(sizes: Sizes, wide: int, trains_all: bool, tokens: int, alone: bool) ->
     return chunk + sizes.head * (4 if alone else 8 + 2 * wide)
 
 
+def working_of_forward(sizes: Sizes, wide: int, tokens: int, gpu: bool) -> float:
+    """Beside its weights, of a process that runs the forward pass alone: logits of a chunk, one layer, Python."""
+    kept = activations(sizes, wide, "layer", tokens)
+    return head(sizes, wide, False, tokens, alone=True) + kept[1] + _PROCESS["cuda" if gpu else "cpu"]
+
+
 def activations(sizes: Sizes, wide: int, checkpointing: str, tokens: int) -> tuple[float, float]:
     """What is kept of all layers; and what there is of one that the backward pass computes again."""
     norms = 2 * sizes.hidden * (3 * 4 if wide == 4 else 8)  # float32 within a norm

@@ -1,0 +1,1 @@
+"""What a plan will cost: rows, tokens, arithmetic, time, bytes, memory; from manifests, heads of files, first rows."""
