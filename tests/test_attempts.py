@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.pool.attempts import DIED, Attempts
 from stages.pool.careful import Company
 
 
+@settings(deadline=None)  # machines are noisy
 @given(
     rows=st.integers(1, 40), poisons=st.sets(st.integers(0, 39), max_size=3), seed=st.integers(0, 9)
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """How the sampling of a completion ended, as rows that models wrote say it."""
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from stages.shard.config import Columns
 from stages.shard.shapes.row import Labelled, Malformed, Triple
@@ -9,10 +9,8 @@ from stages.shard.shapes.row import Labelled, Malformed, Triple
 # vLLM's, OpenAI's and TGI's; Anthropic's and Gemini's; Mistral's; what a provider's filter stopped; vLLM's again.
 CUT = frozenset({"length", "max_tokens", "model_length", "content_filter", "abort"})
 
-Made = TypeVar("Made", Triple, Labelled)
 
-
-def with_finish(made: Made, row: dict[str, Any], columns: Columns) -> Made:
+def with_finish(made: Triple | Labelled, row: dict[str, Any], columns: Columns) -> Triple | Labelled:
     """With what the row says of its completions. Raises Malformed."""
     if isinstance(made, Labelled):
         return replace(made, cut=True) if _of_column(row, columns.finish) else made
