@@ -21,8 +21,11 @@ from pipeline.commands.arguments import (
     load_all,
     selected_of,
 )
+from pipeline.commands.doctor import doctor_command
 from pipeline.commands.init import init_command
+from pipeline.commands.keeping import diff_command, gc_command, ls_command, rm_command
 from pipeline.commands.recipes import recipes_command
+from pipeline.commands.sharing import export_command, merge_command, push_command
 from pipeline.commands.stopping import stoppable
 from pipeline.commands.sweep import sweep_command
 from pipeline.look import look
@@ -65,21 +68,24 @@ def run_command(
     if dry_run:
         _look(steps, where, store, as_json=False)
         return
+    from pipeline.view.trackers import check, trackers
+
     with errors(Console(stderr=True)):
         check_inputs(steps, selected)
+        check(what)
         for line in look([step for step in steps if step.name in selected], where):
             print_line(line, Console())
     from pipeline.cluster import connected
     from pipeline.view.terminal import bar, quiet
-    from pipeline.view.trackers import trackers
 
+    by_name = {step.name: step for step in steps}
     log = store.work / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{what.name}.log"
     with quiet(log, verbose) as console, stoppable(console, steps, store), errors(console, None if verbose else log):
         done = list(
             run(
                 steps, selected, where, store,
                 connect=lambda: connected(where, verbose),
-                progress=lambda name: bar(console, name, trackers(what, log, name)),
+                progress=lambda name: bar(console, name, trackers(what, log, by_name[name])),
                 notify=lambda message: console.print(message, soft_wrap=True),
             )
         )  # fmt: skip
@@ -178,6 +184,14 @@ def submit(
 app.command("sweep")(sweep_command)
 app.command("init")(init_command)
 app.command("recipes")(recipes_command)
+app.command("ls")(ls_command)
+app.command("rm")(rm_command)
+app.command("gc")(gc_command)
+app.command("diff")(diff_command)
+app.command("doctor")(doctor_command)
+app.command("export")(export_command)
+app.command("merge")(merge_command)
+app.command("push")(push_command)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.fingerprint import differences, fingerprint
 from pipeline.graph import SCORE, SHARD, STAGES, Stage, named
 from pipeline.identity import Digests
-from pipeline.recipe.sections import Recipe, Rounds
+from pipeline.recipe.sections import Recipe
 from pipeline.resolve import resolve
 from pipeline.store import Store, damage
 from stages.artifacts import MANIFEST, Manifest, PreferencePairs
@@ -36,10 +36,18 @@ class Identity:
     payload: dict[str, Any]
     fingerprint: str
     sources: dict[str, str]  # argument -> name of what it is made from; `models` is the training of the round before
+    recipe: str  # its name
 
     @property
     def name(self) -> str:
         return named(self.stage.name, self.round)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Told, and never hashed: the recipe's name, and the names of that whose identities are hashed."""
+        hashed, unnamed = self.payload["config"], self.stage.models if self.round > 1 else ()
+        config = self.config.model_dump(mode="json", include=hashed.keys() - set(unnamed))
+        return {"recipe": self.recipe, "named": {key: value for key, value in config.items() if value != hashed[key]}}
 
 
 @dataclass(frozen=True)
@@ -67,24 +75,24 @@ def identify(recipe: Recipe, digests: Digests) -> dict[str, Identity]:
                 if (model := getattr(config, field)) is not None:
                     _check_context(f"{stage.name}.{field}", model, recipe.shard.max_length)
         if not stage.loads:
-            found[stage.name] = _identity(stage, 1, config, identity, found, rounds)
+            found[stage.name] = _identity(stage, 1, config, identity, found, recipe)
     again = ("always", "on policy") if rounds.sample else ("always",)
     first = [one for one in found.values() if one.stage.each_round in again]
     for number in range(2, rounds.count + 1):
         for one in first:
             hashed = one.payload["config"] | dict.fromkeys(one.stage.models, f"policy of round {number - 1}")
-            found[named(one.stage.name, number)] = _identity(one.stage, number, one.config, hashed, found, rounds)
+            found[named(one.stage.name, number)] = _identity(one.stage, number, one.config, hashed, found, recipe)
     for stage, config, identity in resolved:
         if stage.loads:  # the last policy, which has to be known by then
-            found[stage.name] = _identity(stage, 1, config, identity, found, rounds)
+            found[stage.name] = _identity(stage, 1, config, identity, found, recipe)
     return found
 
 
 def _identity(
-    stage: Stage, number: int, config: Config, hashed: dict[str, Any], found: dict[str, Identity], rounds: Rounds
+    stage: Stage, number: int, config: Config, hashed: dict[str, Any], found: dict[str, Identity], recipe: Recipe
 ) -> Identity:
     """`hashed` is the config in which identities stand for names."""
-    sources = {}
+    sources, rounds = {}, recipe.all_rounds
     for argument, made_by in stage.reads(config).items():
         if made_by in found:  # else the recipe has no such stage
             latest = named(made_by, rounds.count if argument in stage.loads else number)
@@ -96,7 +104,7 @@ def _identity(
         sources["models"] = named("train", number - 1)
     inputs = {argument: found[name].fingerprint for argument, name in sources.items()}
     payload = {"stage": stage.name, "version": stage.version, "config": hashed, "inputs": inputs}
-    return Identity(stage, number, config, payload, fingerprint(payload), sources)
+    return Identity(stage, number, config, payload, fingerprint(payload), sources, recipe.name)
 
 
 def _check_context(field: str, model: str, max_length: int) -> None:

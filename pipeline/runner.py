@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.keeping.uses import using
 from pipeline.plan import State, Step, known, look_up
 from pipeline.recipe.sections import Cluster
 from pipeline.store import Store
@@ -44,7 +45,8 @@ def run(
     if not missing:
         yield from (Done(step, "hit", 0.0) for step in wanted)
         return
-    with connect():
+    with using(store, [(step.stage.name, step.fingerprint[:12]) for step in steps]), connect():
+        _check_still_there(steps)
         for step in wanted:
             if step in missing:
                 with store.hold(step.stage.name, step.fingerprint, notify):
@@ -70,6 +72,13 @@ def check_inputs(steps: list[Step], selected: list[str]) -> None:
                 )
 
 
+def _check_still_there(steps: list[Step]) -> None:
+    """From here on nobody removes them."""
+    for step in steps:
+        if step.state == State.HIT and not (step.folder / MANIFEST).exists():
+            raise MissingArtifact(f"{step.name} {step.folder} has been removed since this run was planned. Run again")
+
+
 def _make(
     step: Step,
     steps: list[Step],
@@ -78,7 +87,7 @@ def _make(
     progress: Callable[[str], AbstractContextManager[Progress]],
 ) -> Done:
     _clear_damage(step)
-    draft = store.begin(step.stage.name, step.fingerprint)
+    draft = store.begin(step.stage.name, step.fingerprint, step.payload, step.origin)
     made = {other.name: other for other in steps}
     inputs: dict[str, Any] = {
         argument: made[name].stage.output(made[name].folder) for argument, name in step.sources.items()
@@ -102,7 +111,7 @@ def _make(
         facts = stage(config, **inputs, out=draft, resources=getattr(cluster, name), progress=reported)
     seconds = time.perf_counter() - began
     took = getattr(cluster, name).model_dump(mode="json", exclude_defaults=True)
-    store.commit(name, step.fingerprint, step.payload, facts, seconds, took)
+    store.commit(name, step.fingerprint, step.payload, facts, seconds, {"resources": took} | step.origin)
     return Done(step, "done", seconds)
 
 

