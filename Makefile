@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: schemas demo frontier test test-gpu check lint bench-shard bench-train bench-sample bench-score bench-scale bench-checkpoint bench-memory bench-load clean
+.PHONY: schemas demo frontier test test-gpu check lint bench-shard bench-train bench-sample bench-score bench-scale bench-checkpoint bench-memory bench-load bench-driver sbom audit clean
 
 demo: .venv/.runtime $(MODEL)  ## install, run all stages on the embedded triples, show what they changed
 	$(BIN)/raydpo run configs/recipes/demo.yaml
@@ -52,6 +52,15 @@ bench-memory: .venv/.dev  ## peak memory of a training step against vocabulary, 
 
 bench-load: .venv/.dev  ## what each of 2 ranks holds while a model of 4.3 GB is read by shards and trained
 	$(BIN)/python -m tests.benchmarks.load
+
+bench-driver: .venv/.dev  ## what the driver does for each part, up to 100,000 of them
+	$(BIN)/python -m tests.benchmarks.driver
+
+sbom: .venv/.runtime  ## sbom.json: what is locked, as a CycloneDX bill of materials
+	$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements infra/requirements/cpu.txt --output-file sbom.json
+
+audit: .venv/.runtime  ## what is known to be vulnerable of what is locked; asks a public database
+	$(BIN)/uv tool run pip-audit==2.10.1 --requirement infra/requirements/cpu.txt --no-deps --disable-pip --strict
 
 # torch first and by itself, with its own needs; then everything else exactly as locked, by uv, which takes a tenth of
 # pip's time. It compiles all of it, or each of Ray's processes would.

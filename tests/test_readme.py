@@ -194,7 +194,7 @@ KINDS = {
     "raydpo": check_raydpo,
     "make": check_make,
     "python": check_python,
-    **dict.fromkeys(("docker", "kubectl", "ray"), check_files),
+    **dict.fromkeys(("docker", "kubectl", "ray", "sbatch"), check_files),
 }
 
 
@@ -271,6 +271,8 @@ def listed(text: str) -> set[str]:
 def content(folder: Path, whole: bool) -> Iterator[Path]:
     """Folders, and files of code; not those of rooms with a README of their own, unless `whole`."""
     for path in folder.iterdir():
+        if (path / "kustomization.yaml").exists():
+            continue  # a file that Kubernetes' tools want in a folder of its own
         if path.is_dir() and any(file.is_file() and "__pycache__" not in file.parts for file in path.rglob("*")):
             yield path
             if whole or not (path / "README.md").exists():
