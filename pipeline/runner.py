@@ -11,6 +11,7 @@ from pipeline.keeping.uses import using
 from pipeline.plan import State, Step, known, look_up
 from pipeline.recipe.sections import Cluster
 from pipeline.store import Store
+from pipeline.view.meters import Metered
 from stages import storage
 from stages.artifacts import MANIFEST
 from stages.errors import MissingArtifact, RecipeError
@@ -107,7 +108,8 @@ def _make(
     name = step.stage.name
     stage = getattr(importlib.import_module(f"stages.{name}.run"), name)
     began = time.perf_counter()
-    with progress(step.name) as reported:
+    with progress(step.name) as drawn:
+        reported = Metered(drawn, step.name)
         facts = stage(config, **inputs, out=draft, resources=getattr(cluster, name), progress=reported)
     seconds = time.perf_counter() - began
     took = getattr(cluster, name).model_dump(mode="json", exclude_defaults=True)

@@ -45,6 +45,7 @@ os.environ |= {
     # that is told to use AVX2.
     "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/inductor-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_metrics_report_interval_ms": "2000",  # or test_meters.py waits for ten seconds
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how long a run that has ended is waited for
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process of each run, that only e2e/test_survival.py needs
     # Worker processes that have imported what a stage needs are kept for the next test, not for a second.

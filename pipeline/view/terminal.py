@@ -60,6 +60,9 @@ class Bar:
         for tracker in self._trackers:
             tracker.log(figures, step=done)
 
+    def made(self, rows: float = 0, tokens: float = 0, seconds: float = 0, rejected: float = 0) -> None:
+        """The rates of `advance` say as much to people."""
+
     def notice(self, message: str) -> None:
         self._progress.console.print(f"[yellow]Warning:[/] {escape(message)}", soft_wrap=True, highlight=False)
 

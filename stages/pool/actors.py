@@ -1,6 +1,7 @@
 """A Ray Data pool of actors that work through parts, and what is told of it."""
 
 import time
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -56,21 +57,28 @@ def reports(todo: Sequence[str], worker: type, job: Any, pool: Pool) -> Iterator
 def follow(
     found: Iterator[dict[str, Any]], total: int, todo: int, actors: int, rates: Sequence[str], progress: Progress
 ) -> None:
-    """Tell of reports as they come: of those named in `rates` so many a second, of `unscored` how many in all."""
+    """Tell of reports as they come: of `rates`, rows and maybe tokens, so many a second; of `unscored` how many."""
     progress.start(total, total - todo, "parts")
-    seen: list[dict[str, Any]] = []
+    # Sums, and no list of reports: of a hundred thousand parts each one would be gone through a hundred thousand times.
+    sums: Counter[str] = Counter()
+    at_work: set[str] = set()
+    pool = min(actors, todo)
+    lately: deque[str] = deque(maxlen=4 * pool)
     began = time.perf_counter()
-    for report in found:
-        seen.append(report)
+    for number, report in enumerate(found, 1):
+        rows, *tokens = (report[name] for name in rates)
+        progress.made(rows, sum(tokens), report["seconds"], report["unscored"])
+        sums.update({name: report[name] for name in (*rates, "unscored")})
+        at_work.add(report["actor"])
+        lately.append(report["actor"])
         seconds = time.perf_counter() - began
-        at_work = {each["actor"] for each in seen}
-        pool = min(actors, todo)
         progress.advance(
-            total - todo + len(seen),
-            **{f"{name}/s": sum(each[name] for each in seen) / seconds for name in rates},
+            total - todo + number,
+            **{f"{name}/s": sums[name] / seconds for name in rates},
             **{
-                "actors": len({each["actor"] for each in seen[-4 * pool :]}),  # those at work of late
+                "actors": len(set(lately)),
                 "died": max(0, len(at_work) - pool),
-                "unscored": sum(each["unscored"] for each in seen),
+                "unscored": sums["unscored"],
+                **{key: report[key] for key in ("peak_memory_gb",) if key in report},
             },
         )

@@ -135,6 +135,8 @@ def _write_parts(done: Sequence[SliceDone], job: Job, progress: Progress) -> Cou
         found = json.loads(row["facts"])
         largest = {name: max(value, found.pop(name)) for name, value in largest.items()}
         facts.update(found)
+        rejected = sum(n for name, n in found.items() if name.startswith("dropped/"))
+        progress.made(found["pairs"], found["tokens"], rejected=rejected)
         progress.advance(facts["parts"])
     return facts | Counter(largest)
 

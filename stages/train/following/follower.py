@@ -36,6 +36,9 @@ class Follower:
                     f"step {step} is left out, because its loss or gradient is not finite; its pairs stand in "
                     f"{self._job.out / 'skipped.jsonl'}"
                 )
+            if step:
+                seconds = line["step_seconds"]
+                self._progress.made(line["pairs_per_second"] * seconds, line["tokens_per_second"] * seconds, seconds)
             self._progress.advance(step, **line)
 
     def _tell_stall(self) -> None:
