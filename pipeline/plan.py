@@ -10,7 +10,7 @@ from pipeline.graph import SCORE, SHARD, STAGES, Stage, named
 from pipeline.identity import Digests
 from pipeline.recipe.sections import Recipe
 from pipeline.resolve import resolve
-from pipeline.store import Store, damage
+from pipeline.store import Store, damage, read_manifest
 from stages.artifacts import MANIFEST, Manifest, PreferencePairs
 from stages.config import Config
 from stages.errors import RecipeError
@@ -136,7 +136,7 @@ def look_up(identity: Identity, store: Store) -> Step:
     name = identity.stage.name, identity.fingerprint
     folder, draft = store.folder(*name), store.draft(*name)
     if (folder / MANIFEST).exists():
-        problems = damage(folder, Manifest.read(folder), content=False)
+        problems = damage(folder, read_manifest(name[0], folder), content=False)
         state, why = (State.PARTIAL, "; ".join(problems[:3])) if problems else (State.HIT, "")
     elif draft.exists():
         finished = len(list(draft.glob("part-*.parquet")))
@@ -164,8 +164,9 @@ def _with_news(step: Step, steps: dict[str, Step], store: Store) -> Step:
     pairs, artifacts = PreferencePairs(inputs[0].folder), known(step, store)
     if not artifacts:
         return step
-    new, total = KnownLogprobs(artifacts).count_new(pairs), pairs.manifest.facts["pairs"]
-    return replace(step, why=f"{step.why}; {new} of {total} pairs are new to this reference")
+    (new, looked), total = KnownLogprobs(artifacts).count_new(pairs), pairs.manifest.facts["pairs"]
+    told = str(new) if looked >= total else f"about {round(new / max(looked, 1) * total)}"
+    return replace(step, why=f"{step.why}; {told} of {total} pairs are new to this reference")
 
 
 def known(identity: Identity, store: Store) -> list[Any]:
@@ -174,7 +175,7 @@ def known(identity: Identity, store: Store) -> list[Any]:
     def of(payload: dict[str, Any]) -> Any:
         """What it has to have in common with them."""
         config = {key: value for key, value in payload["config"].items() if key not in identity.stage.selects}
-        return payload["version"], config, payload["inputs"].get("models")
+        return payload.get("version"), config, payload["inputs"].get("models")
 
     return [
         identity.stage.output(store.folder(manifest.stage, manifest.fingerprint))

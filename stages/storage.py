@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, cast
 
 from filelock import FileLock
 
-from stages.errors import RecipeError
+from stages.errors import ContractError, RecipeError
+from stages.names import inside
 
 _MARKED = re.compile(r"(.*)#([0-9a-f]{16})")
 
@@ -63,7 +64,11 @@ def entries(url: str) -> list[Entry]:
             found = system.find(there, detail=True)
             root = there if there not in found else there.rpartition("/")[0]
         listed = [
-            Entry(system.unstrip_protocol(path), path.removeprefix(f"{root}/"), _identity(system, path, info))
+            Entry(
+                system.unstrip_protocol(path),
+                inside(path.removeprefix(f"{root}/"), name),
+                _identity(system, path, info),
+            )
             for path, info in sorted(found.items())
             if info["type"] == "file" and not path.endswith("/")
         ]
@@ -159,7 +164,7 @@ def _place(url: str) -> Any:
 def _said(name: str) -> Iterator[None]:
     try:
         yield
-    except RecipeError:
+    except (RecipeError, ContractError):
         raise
     except Exception as error:  # of the backend's own kinds
         raise RecipeError(f"{name} cannot be read: {_told(error)}") from error
@@ -204,7 +209,7 @@ def sizes(folder: Path) -> dict[str, int]:
         return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     system, there = _remote(folder)
     found = system.find(there, detail=True)
-    return {name.removeprefix(f"{there}/"): each["size"] for name, each in found.items()}
+    return {inside(name.removeprefix(f"{there}/"), str(folder)): each["size"] for name, each in found.items()}
 
 
 def read_all(folder: Path, pattern: str) -> dict[str, bytes]:

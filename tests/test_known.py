@@ -1,5 +1,6 @@
 """A set that grew costs what it grew by; the numbers are those of a full rescore."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from conftest import Project, make_project
 
 from stages import schema
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
+from stages.names import number_of, part_name
+from stages.pool.alike import alike
+from stages.score import known
 from stages.score.config import ScoreResources
-from stages.score.known import _same_pairs
 from stages.score.torch_scorer import TorchScorer
-from stages.shard.parts.part import part_name
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +45,21 @@ def test_only_new_pairs_reach_the_engine(grown: Project) -> None:
             np.testing.assert_allclose(ours[column].to_numpy(), full[column].to_numpy(), atol=1e-4)
 
 
+def test_of_many_parts_some_are_looked_at(grown: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = "shard.num_parts=7"
+    grown.run(parts, stages=["shard"])
+    monkeypatch.setattr(known, "LOOKED_AT", 4)
+    told = re.search(r"about (\d+) of 202 pairs are new to this reference", grown.plan(parts)["score"].why)
+    assert told is not None
+    assert int(told[1]) <= 5  # 2 are, in one or two of 7 parts, of which every second one is read
+
+
 @pytest.mark.parametrize("others", [4, 6, 5, 1])
 def test_a_part_is_looked_for_where_its_pairs_can_be(others: int) -> None:
-    names = [part_name(number) for number in range(others)]
     for pair in range(60):
-        candidates = _same_pairs(part_name(pair % 4), [part_name(number) for number in range(4)], names)
-        assert part_name(pair % others) in candidates
+        assert number_of(part_name(pair)) == pair
+        candidates = alike(number_of(part_name(pair % 4)), 4, others)
+        assert pair % others in candidates
     assert len(candidates) == {4: 1, 6: 3, 5: 5, 1: 1}[others]
 
 

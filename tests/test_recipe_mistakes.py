@@ -82,7 +82,7 @@ def lines(tmp_path: Path, *overrides: str, **sections: object) -> list[str]:
         ("cluster.train.workers={min: 3, max: 1}", "train.workers: min 3 is more than max 1"),
         ("cluster.train.workers={min: 3, mx: 4}", "train.workers.mx: no such key; did you mean max?"),
         ("cluster.env_vars={5: 6}", "env_vars.5: YAML reads this key as 5, and keys are words; put it in quotes"),
-        ("cluster.env_vars={'5': 6}", "env_vars.'5': Input should be a valid string (given: 6)"),
+        ("cluster.env_vars={'5': 6}", "env_vars.'5': Input should be a valid string"),  # a key may be there
     ],
 )
 def test_a_mistake_is_told_once(tmp_path: Path, override: str, message: str) -> None:

@@ -72,7 +72,8 @@ def _say(file: type[BaseModel], key: Key, same: list[Any], content: dict[str, An
             return f"YAML reads this key as {read_as}, and keys are words; put it in quotes, or leave it out", []
     texts = list(dict.fromkeys(_text(problem, _walk(file, problem["loc"], content)[1]) for problem in same))
     others = "".join(f", or {text.removeprefix('Input should be ')}" for text in texts[1:])
-    given = "" if same[0]["type"] in ("missing", "union_tag_invalid") else f" (given: {_short(repr(same[0]['input']))})"
+    hidden = same[0]["type"] in ("missing", "union_tag_invalid") or "env_vars" in key  # where keys and passwords may be
+    given = "" if hidden else f" (given: {_short(repr(same[0]['input']))})"
     return texts[0] + others + given, []
 
 

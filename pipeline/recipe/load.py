@@ -11,6 +11,7 @@ from pipeline.recipe.evaluated import MODELS, check_evaluated, stages_of
 from pipeline.recipe.explain import Key, explain, explain_truths
 from pipeline.recipe.hints import check_is
 from pipeline.recipe.reading import parse, read
+from pipeline.recipe.secrets import passwords
 from pipeline.recipe.sections import Cluster, Recipe
 from stages import storage
 from stages.errors import RecipeError
@@ -59,6 +60,8 @@ def _override(what: dict[str, Any], where: dict[str, Any], override: str) -> Non
     keys = key.split(".")
     if not separator or not all(keys):
         raise RecipeError(f"--set {override} is not key=value, for example --set train.lr=1e-6")
+    if "env_vars" in keys:
+        override = f"{key}=***"
     value = parse(text, f"--set {override if len(override) < 80 else f'{override[:80]}..'}: the value")
     _name_loss(what)
     if keys[0] == "cluster" and len(keys) > 1:
@@ -231,7 +234,9 @@ def _check_quantized(recipe: Recipe) -> None:
 
 
 def _check(section: type[Section], content: dict[str, Any], path: Path, spread: Mapping[Key, Key]) -> Section:
-    problems: list[str]
+    problems: list[str] = passwords(content)
+    if problems:
+        raise RecipeError("\n  ".join([f"{path}:", *problems]))
     try:
         checked = section.model_validate(content)
         problems = explain_truths(content, checked)

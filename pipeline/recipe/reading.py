@@ -7,6 +7,7 @@ import yaml
 
 from stages.errors import RecipeError
 
+MOST = 1_000_000  # values of a file
 MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
 
 
@@ -37,7 +38,7 @@ def read(path: Path) -> dict[str, Any]:
 def parse(text: str, name: str) -> Any:
     """The value that `text` is, in a file or an option called `name`. Raises RecipeError where it is not YAML."""
     try:
-        return yaml.load(text, _Strict)
+        value = yaml.load(text, _Strict)  # noqa: S506, a SafeLoader
     except yaml.MarkedYAMLError as error:
         tab = "'\\t'" in str(error.problem)
         advice = "Indent with spaces: YAML takes no tabs" if tab else "Put quotes around what is meant as text"
@@ -49,6 +50,24 @@ def parse(text: str, name: str) -> Any:
         ) from error
     except RecursionError as error:
         raise RecipeError(f"{name} is not YAML that can be read: it is nested too deeply") from error
+    if _spread(value, {}, set()) > MOST:
+        raise RecipeError(
+            f"{name} has aliases (&name, *name) that stand for more than {MOST:,} values, or for what they stand in. "
+            "Write out what is meant"
+        )
+    return value
+
+
+def _spread(value: Any, known: dict[int, int], above: set[int]) -> int:
+    """How many values there are with all aliases written out, which YAML says in no space; too many in a circle."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) in above:
+        return MOST + 1
+    if id(value) not in known:
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = min(MOST + 1, 1 + sum(_spread(each, known, above | {id(value)}) for each in inner))
+    return known[id(value)]
 
 
 def _place(mark: Any) -> str:

@@ -35,6 +35,8 @@ def start_engine(
         folder,
         revision=revision,
         dtype=dtype,
+        trust_remote_code=False,
+        load_format="safetensors",  # other formats are pickles
         max_model_len=context,
         max_num_seqs=resources.max_num_seqs,
         max_num_batched_tokens=_batched_tokens(model, context, resources, generates),

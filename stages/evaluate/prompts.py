@@ -40,7 +40,7 @@ def of_file(path: Path, tokenizer: str, most: int) -> pa.Table:
     from transformers import AutoTokenizer  # seconds, which the driver need not spend
 
     folder, revision = tokenizer_at(tokenizer)
-    own = AutoTokenizer.from_pretrained(folder, revision=revision)
+    own = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
     found = {}
     for prompt in _read(path):
         if isinstance(prompt, str) and own.chat_template is None:

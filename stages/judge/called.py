@@ -24,9 +24,9 @@ def main() -> None:
     try:
         function = getattr(importlib.import_module(module), name)
     except Exception as error:
-        asker.send((None, _said(error)))
+        _tell(asker, None, _said(error))
         return
-    asker.send((0.0, None))
+    _tell(asker, 0.0, None)
     while True:
         prompt, completion = questions.get()
         try:
@@ -35,13 +35,18 @@ def main() -> None:
             told = (float(value), None) if isinstance(value, Real) else (None, f"garbage: it gave {value!r:.80}")
         except Exception as error:  # whatever a function raises
             told = None, f"error: {_said(error)}"
-        asker.send(told)
+        _tell(asker, *told)
+
+
+def _tell(asker: Connection, value: float | None, fault: str | None) -> None:
+    """As JSON: a connection's own way is pickles, and the function could send one that runs in who asks."""
+    asker.send_bytes(json.dumps([value, fault]).encode())
 
 
 def _listen(asker: Connection, questions: "SimpleQueue[Any]") -> None:
     try:
         while True:
-            questions.put(asker.recv())
+            questions.put(json.loads(asker.recv_bytes()))
     except (EOFError, OSError):
         os._exit(0)
 

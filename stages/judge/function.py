@@ -3,6 +3,7 @@
 Only a process can be stopped for good: a thread that hangs holds its core, and maybe Python's lock, for ever.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -68,7 +69,7 @@ class Function:
 
     def _answer(self, question: Question) -> Answer:
         try:
-            self._asked.send(question)
+            self._asked.send_bytes(json.dumps(question).encode())
         except OSError:  # it died after its last answer
             return Answer(None, f"error: {self._end()}")
         value, fault = self._heard(self._timeout)
@@ -78,8 +79,9 @@ class Function:
         """(number, why there is none)."""
         try:
             if self._asked.poll(seconds):
-                return self._asked.recv()
-        except (EOFError, OSError):
+                value, fault = json.loads(self._asked.recv_bytes())
+                return value, fault
+        except (EOFError, OSError, ValueError, TypeError):  # it has ended, or the function has written there itself
             return None, f"error: {self._end()}"
         self.close()
         return None, f"time-out: no answer in {seconds:g} seconds"

@@ -47,13 +47,16 @@ class Classifier:
         folder, revision = split_revision(config.model)
         self._config, self._max_tokens = config, max_tokens
         self._device = torch.device("cuda" if gpus else "cpu")
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, truncation_side="left")
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            folder, revision=revision, truncation_side="left", trust_remote_code=False
+        )
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._tokenizer.padding_side = "right"
         model, told = AutoModelForSequenceClassification.from_pretrained(
-            folder, revision=revision, dtype=getattr(torch, config.dtype), output_loading_info=True
-        )
+            folder, revision=revision, dtype=getattr(torch, config.dtype), output_loading_info=True,
+            trust_remote_code=False, use_safetensors=True,
+        )  # fmt: skip
         if told["missing_keys"]:
             missing = ", ".join(sorted(told["missing_keys"])[:3])
             raise RecipeError(

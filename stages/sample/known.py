@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from stages.artifacts import Manifest
 from stages.errors import ContractError
+from stages.names import part_name
 from stages.pool.alike import alike
 from stages.samples import COMPLETIONS, Completions
 
@@ -26,10 +27,10 @@ class KnownCompletions:
         """
         found = COMPLETIONS.empty_table()
         for artifact, manifest in self.artifacts:
-            others, parts = manifest.facts["num_parts"], artifact.parts
+            others = manifest.facts["num_parts"]
             for other in alike(number, num_parts, others):
                 try:
-                    table = artifact.read(parts[other + model * others])
+                    table = artifact.read(part_name(other + model * others))
                 except ContractError as error:
                     _log.warning("not taken over: %s", error)
                     continue

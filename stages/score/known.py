@@ -1,6 +1,7 @@
 """Log-probs that the same reference has already given for other sets of pairs: taken over instead of computed again."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,17 +13,19 @@ import pyarrow.compute as pc
 from stages import schema
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError
+from stages.names import number_of, part_name
 from stages.pool.alike import alike
 
 _log = logging.getLogger("raydpo")
+LOOKED_AT = 256  # parts
 
 
 @dataclass(frozen=True)
 class KnownLogprobs:
     artifacts: Sequence[ReferenceLogprobs] = ()
 
-    def find(self, part: str, parts: Sequence[str], pairs: pa.Table) -> pa.Table:
-        """Rows of log-probs, in any order, for those of `pairs`, which stand in `part`, that are known without error.
+    def find(self, part: str, parts: int, pairs: pa.Table) -> pa.Table:
+        """Rows of log-probs, in any order, for those of `pairs`, in `part` of so many, that are known without error.
 
         A damaged file is passed over, and its pairs are scored again.
         """
@@ -37,35 +40,33 @@ class KnownLogprobs:
                 break
         return found
 
-    def count_new(self, pairs: PreferencePairs) -> int:
-        """How many pairs are not known; reads ids alone."""
-        parts, new = pairs.parts, 0
-        for part in parts:
+    def count_new(self, pairs: PreferencePairs) -> tuple[int, int]:
+        """How many pairs are not known, of how many that were looked at; reads ids alone.
+
+        Of more than `LOOKED_AT` parts no more are looked at, spread over all: a pair's part follows from its id, so
+        they are like the others, and a plan takes no longer for a billion pairs.
+        """
+        parts, new, rows = pairs.parts, 0, 0
+        for part in parts[:: math.ceil(len(parts) / LOOKED_AT) or 1]:
             ids = pairs.pair_ids(part)
-            for known in self._of_whole_parts(part, parts, ReferenceLogprobs.scored_ids):
+            rows += len(ids)
+            for known in self._of_whole_parts(part, len(parts), ReferenceLogprobs.scored_ids):
                 ids = ids.filter(pc.invert(pc.is_in(ids, known)))
                 if not len(ids):
                     break
             new += len(ids)
-        return new
+        return new, rows
 
     @cached_property
-    def _parts(self) -> list[list[str]]:
-        """Of each artifact; listed once, because each part of the pairs asks."""
-        return [artifact.parts for artifact in self.artifacts]
+    def _parts(self) -> list[int]:
+        """How many each artifact has; counted once, because each part of the pairs asks."""
+        return [len(artifact.parts) for artifact in self.artifacts]
 
-    def _of_whole_parts(
-        self, part: str, parts: Sequence[str], read: Callable[[ReferenceLogprobs, str], Any]
-    ) -> Iterator[Any]:
-        """What `read` gives of each part that may hold pairs of `part`, one of `parts`."""
+    def _of_whole_parts(self, part: str, parts: int, read: Callable[[ReferenceLogprobs, str], Any]) -> Iterator[Any]:
+        """What `read` gives of each part that may hold pairs of `part`, one of so many."""
         for artifact, others in zip(self.artifacts, self._parts, strict=True):
-            for candidate in _same_pairs(part, parts, others):
+            for candidate in alike(number_of(part), parts, others):
                 try:
-                    yield read(artifact, candidate)
+                    yield read(artifact, part_name(candidate))
                 except ContractError as error:
                     _log.warning("not taken over: %s", error)
-
-
-def _same_pairs(part: str, parts: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Those of `others` that may hold pairs of `part`."""
-    return [others[number] for number in alike(parts.index(part), len(parts), len(others))]

@@ -56,7 +56,7 @@ class PartScorer:
 
     def __init__(self, job: Job):
         self.job = job
-        self.parts = job.pairs.parts
+        self.num_parts = len(job.pairs.parts)
         self._engine_thread = ThreadPoolExecutor(1, "engine")
 
     @cached_property
@@ -72,7 +72,7 @@ class PartScorer:
         """
         part = batch["part"][0].as_py()
         pairs = self.job.pairs.read(part)
-        known = self.job.known.find(part, self.parts, pairs)
+        known = self.job.known.find(part, self.num_parts, pairs)
         new = pairs.filter(pc.invert(pc.is_in(pairs["pair_id"], known["pair_id"])))
         attempts = Attempts(self.job.out / ".attempts" / part, self.job.resources.attempts)
         made, seconds = schema.logprobs_schema(pairs).empty_table(), 0.0
@@ -146,9 +146,13 @@ def count_tokens(pairs: pa.Table) -> int:
     return int((2 * prompt + first + second).sum())
 
 
-def facts_of(out: Path) -> dict[str, Any]:
-    """What the reports under `out` add up to."""
-    reports = [json.loads(path.read_text()) for path in sorted(reports_of(out).glob("*.json"))]
+def reported(out: Path) -> list[dict[str, Any]]:
+    """The reports under `out`, part by part."""
+    return [json.loads(path.read_text()) for path in sorted(reports_of(out).glob("*.json"))]
+
+
+def facts_of(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """What they add up to."""
     actors: dict[str, dict[str, float]] = {}
     for report in reports:
         figures = actors.setdefault(report["actor"], {"parts": 0, "pairs": 0, "tokens": 0, "seconds": 0.0})

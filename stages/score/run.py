@@ -1,6 +1,6 @@
 """The score stage: a pool of actors, each with one engine, works through the parts of the pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from stages.progress import Progress, Silent
 from stages.score.calibration import calibrate
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.score.known import KnownLogprobs
-from stages.score.part_scorer import Job, PartScorer, engine_starts, facts_of
+from stages.score.part_scorer import Job, PartScorer, engine_starts, facts_of, reported
 
 
 def score(
@@ -46,7 +46,8 @@ def score(
     todo = [part for part in pairs.parts if not (out / part).exists()]
     engine_starts(job).forget()  # of an earlier run
     _follow(job, todo, progress or Silent())
-    unscored = _write_rejects(pairs, out)
+    told = reported(out)
+    unscored = _write_rejects(pairs, out, {each["part"] for each in told if not each["unscored"]})
     _check_unscored(unscored, made["pairs"], config, out)
     train = unscored["split"].to_pylist().count("train")
     return {
@@ -55,7 +56,7 @@ def score(
         "bytes_per_pair": round(sum((out / part).stat().st_size for part in pairs.parts) / max(made["pairs"], 1), 1),
         "backend": config.backend,
         "unscored": {"train": train, "eval": len(unscored) - train},
-        **facts_of(out),
+        **facts_of(told),
         **({"calibration": _calibration(job)} if config.accept.calibration_pairs else {}),
     }
 
@@ -73,10 +74,15 @@ def _calibration(job: Job) -> dict[str, Any]:
         return calibrate(job.config, job.pairs, ReferenceLogprobs(job.out), job.resources, job.longest)
 
 
-def _write_rejects(pairs: PreferencePairs, out: Path) -> pa.Table:
-    """Write `rejects.parquet`: every pair that has an error instead of log-probs. Returns it, with the pairs' split."""
+def _write_rejects(pairs: PreferencePairs, out: Path, whole: Collection[str]) -> pa.Table:
+    """Write `rejects.parquet`: every pair that has an error instead of log-probs. Returns it, with the pairs' split.
+
+    Parts that are `whole`, as is said of them, need not be opened.
+    """
     tables = [schema.UNSCORED.append(pa.field("split", pa.string())).empty_table()]
     for part in pairs.parts:
+        if part in whole:
+            continue
         errors = pq.read_table(out / part, columns=["error"], partitioning=None)["error"]
         if errors.null_count == len(errors):
             continue

@@ -78,7 +78,7 @@ def load_tokenizer(name: str) -> Any:
 
     folder, revision = tokenizer_at(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
     except Exception as error:  # of transformers, tokenizers, json, a hub: there are many ways to be damaged
         said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
         raise RecipeError(

@@ -41,13 +41,22 @@ def describe(name: str, dtype: str, longest: int, device: torch.device) -> PairL
     """
     check_fits(name, longest)
     folder, revision = split_revision(name)
-    config = AutoConfig.from_pretrained(folder, revision=revision)
+    try:
+        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
+    except ValueError as error:
+        raise RecipeError(
+            f"{name} is a model that transformers does not have: {str(error).splitlines()[0][:200]}. Code that comes "
+            "with a model is never run; take one that transformers has"
+        ) from error
     _check_rotary(config, name, longest)
     reason = None
     if getattr(config, "quantization_config", None):
         reason = "they are quantized"
     elif weight_files(name, getattr(config, "transformers_weights", None)) is None:
-        reason = "they are not in safetensors"
+        raise RecipeError(
+            f"{name} is not in safetensors, and other formats of weights are pickles, which can run anything when they "
+            "are read. Convert it where that does no harm: from_pretrained(..).save_pretrained(..) of transformers"
+        )
     else:
         with torch.device("meta"):
             causal_lm = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
@@ -62,7 +71,9 @@ def describe(name: str, dtype: str, longest: int, device: torch.device) -> PairL
             "with peft, and name the merged model"
         )
     _log.warning("%s: each process reads all of its weights, because %s", name, reason)
-    causal_lm = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=getattr(torch, dtype))
+    causal_lm = AutoModelForCausalLM.from_pretrained(
+        folder, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+    )
     return wrap(cast(PreTrainedModel, causal_lm), name).to(device)
 
 

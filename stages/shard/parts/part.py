@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages import digests, schema
+from stages.names import part_name
 from stages.shard.batch import SCHEMAS, SET_ASIDE, TOKENIZED
 from stages.shard.config import ShardConfig
 from stages.shard.parts.fragment import Fragments, parts_of
@@ -130,10 +131,6 @@ def merge_rejects(out: Path) -> None:
         for path in sorted((out / ".rejects").glob("part-*.parquet")):
             writer.write_table(pq.read_table(path))
     unfinished.rename(out / "rejects.parquet")
-
-
-def part_name(index: int) -> str:
-    return f"part-{index:05d}.parquet"
 
 
 def _of_part(rows: pa.Table, part: int) -> pa.Table:

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from stages.errors import ContractError
+from stages.train.policy.checkpoint_reader import Planner, Reader
 
 _log = logging.getLogger("raydpo")
 _META = "meta.json"
@@ -97,7 +98,14 @@ class Checkpoints:
         meta = self._meta(step)
         self._check(meta)
         loaded = self._state_of(model, optimizer)
-        dcp.load(loaded, checkpoint_id=self._path(step))
+        try:
+            dcp.load(loaded, storage_reader=Reader(self._path(step)), planner=Planner())
+        except CheckpointException as error:  # of all ranks together
+            first, _ = next(iter(error.failures.values()))
+            if isinstance(first, OSError):  # another attempt may end otherwise
+                raise
+            told = first if isinstance(first, ContractError) else self._damaged(step, first)
+            raise told from error
         options = StateDictOptions(ignore_frozen_params=not self._trains_all, strict=self._trains_all)
         set_state_dict(
             model, optimizer, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"], options=options
@@ -144,11 +152,24 @@ class Checkpoints:
             _log.warning("resuming with torch %s what torch %s began", torch.__version__, meta["torch"])
 
     def _steps(self) -> list[int]:
-        return [int(path.parent.name.removeprefix("step-")) for path in self.folder.glob(f"step-*/{_META}")]
+        return [int(path.parent.name.removeprefix("step-")) for path in self.folder.glob(f"step-{'[0-9]' * 8}/{_META}")]
 
     def _meta(self, step: int) -> dict[str, Any]:
-        meta: dict[str, Any] = json.loads((self._path(step) / _META).read_text())
+        try:
+            meta: dict[str, Any] = json.loads((self._path(step) / _META).read_text())
+            score, state, identity, made_by = (meta[name] for name in ("score", "state", "identity", "torch"))
+            good = isinstance(score, int | float | None) and isinstance(made_by, str)
+            if not (good and meta["step"] == step and isinstance(state, dict) and isinstance(identity, dict)):
+                raise ValueError("its fields are not those of a checkpoint")
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise self._damaged(step, error) from error
         return meta
+
+    def _damaged(self, step: int, error: BaseException) -> ContractError:
+        return ContractError(
+            f"the checkpoint {self._path(step)} is damaged: {type(error).__name__}: {str(error)[:300]}. Delete it: "
+            "training goes on from the one before, or anew"
+        )
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"

@@ -80,4 +80,4 @@ def _save_rest(folder: Path, causal_lm: PreTrainedModel, config: TrainConfig) ->
     if causal_lm.can_generate():
         causal_lm.generation_config.save_pretrained(folder)
     name, revision = tokenizer_at(config.policy)
-    AutoTokenizer.from_pretrained(name, revision=revision).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False).save_pretrained(folder)
