@@ -39,6 +39,9 @@ class Lines:
         for tracker in self._trackers:
             tracker.log(figures, step=done)
 
+    def made(self, rows: float = 0, tokens: float = 0, seconds: float = 0, rejected: float = 0) -> None:
+        """The rates of `advance` say as much to people."""
+
     def notice(self, message: str) -> None:
         self._print(f"Warning: {message}")
 
