@@ -12,8 +12,9 @@ from pipeline.graph import STAGES
 from pipeline.keeping.uses import Name, in_use
 from pipeline.store import MAKING, Store
 from stages import storage
-from stages.artifacts import MANIFEST
-from stages.errors import RecipeError
+from stages.artifacts import MANIFEST, Manifest
+from stages.digests import read_manifest
+from stages.errors import ContractError, RecipeError
 
 _HEX = re.compile(r"[0-9a-f]{12}")
 
@@ -100,14 +101,14 @@ def _key(path: str) -> Name | None:
 
 def _finished(stage: str, name: str, content: bytes, store: Store) -> Kept:
     try:
-        manifest = json.loads(content)
-        told = manifest["provenance"]
+        manifest = read_manifest(Manifest, content, f"{stage}/{name}/{MANIFEST}")
+        told = manifest.provenance
         return Kept(
-            stage, name, "finished", sum(each["bytes"] for each in manifest["files"]),
+            stage, name, "finished", sum(each.bytes for each in manifest.files),
             datetime.fromisoformat(told["finished"]).timestamp(), told.get("recipe"),
-            _made_from(manifest["payload"], told.get("named"), store),
+            _made_from(manifest.payload, told.get("named"), store),
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ContractError, ValueError, KeyError, TypeError, AttributeError):
         return Kept(stage, name, "unreadable", 0, 0.0)
 
 
