@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -26,7 +27,7 @@ from pipeline.commands.init import init_command
 from pipeline.commands.keeping import diff_command, gc_command, ls_command, rm_command
 from pipeline.commands.recipes import recipes_command
 from pipeline.commands.sharing import export_command, merge_command, push_command
-from pipeline.commands.stopping import stoppable
+from pipeline.commands.stopping import kept_of, stoppable
 from pipeline.commands.sweep import sweep_command
 from pipeline.look import look
 from pipeline.plan import State, Step
@@ -80,7 +81,8 @@ def run_command(
 
     by_name = {step.name: step for step in steps}
     log = store.work / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{what.name}.log"
-    with quiet(log, verbose) as console, stoppable(console, steps, store), errors(console, None if verbose else log):
+    kept = partial(kept_of, steps, store)
+    with quiet(log, verbose) as console, stoppable(console, kept), errors(console, None if verbose else log):
         done = list(
             run(
                 steps, selected, where, store,

@@ -21,18 +21,20 @@ def test_a_log_gets_a_line_every_so_often() -> None:
     now, file = [0.0], io.StringIO()
     told = Lines(Console(file=file), "train", (), lambda figures: f"loss {figures['loss']}", 30, lambda: now[0])
     told.start(100, 20, "steps")
+    now[0] += 60  # a model loads
     for step in range(21, 101):
         now[0] += 2
         told.advance(step, loss=round(1 / step, 3))
     told.notice("[bold] is a text")
     assert file.getvalue().splitlines() == [
         "train: 20 of 100 steps",
-        "train: 35 of 100 steps, in 30 s, about 2.2 min left; loss 0.029",
-        "train: 50 of 100 steps, in 60 s, about 100 s left; loss 0.02",
-        "train: 65 of 100 steps, in 90 s, about 70 s left; loss 0.015",
-        "train: 80 of 100 steps, in 2 min, about 40 s left; loss 0.013",
-        "train: 95 of 100 steps, in 2.5 min, about 10 s left; loss 0.011",
-        "train: 100 of 100 steps, in 2.7 min; loss 0.01",
+        "train: 21 of 100 steps, in 62 s; loss 0.048",
+        "train: 36 of 100 steps, in 92 s, about 2.1 min left; loss 0.028",
+        "train: 51 of 100 steps, in 2 min, about 98 s left; loss 0.02",
+        "train: 66 of 100 steps, in 2.5 min, about 68 s left; loss 0.015",
+        "train: 81 of 100 steps, in 3 min, about 38 s left; loss 0.012",
+        "train: 96 of 100 steps, in 3.5 min, about 8 s left; loss 0.01",
+        "train: 100 of 100 steps, in 3.7 min; loss 0.01",
         "Warning: [bold] is a text",
     ]
 

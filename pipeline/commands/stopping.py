@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
@@ -16,16 +16,21 @@ STATUS = 130  # as shells have it of Ctrl-C
 
 
 @contextmanager
-def stoppable(console: Console, steps: Sequence[Step], store: Store) -> Iterator[None]:
+def stoppable(console: Console, kept_of: Callable[[], str]) -> Iterator[None]:
     """End the program with a message at Ctrl-C. While Ray Train trains it is Ray's to hear it, and to exit."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        kept = "; ".join(filter(None, (_kept(step, store) for step in steps)))
+        kept = kept_of()
         again = shlex.join(["raydpo", *sys.argv[1:]])
         console.print(f"Stopped. Kept: {escape(kept or 'nothing yet')}.", soft_wrap=True, highlight=False)
         console.print(f"The same command goes on: {escape(again)}", soft_wrap=True, highlight=False)
         raise typer.Exit(STATUS) from None
+
+
+def kept_of(steps: Sequence[Step], store: Store) -> str:
+    """What a run has made by now."""
+    return "; ".join(filter(None, (_kept(step, store) for step in steps)))
 
 
 def _kept(step: Step, store: Store) -> str:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from pipeline.commands.arguments import LAPTOP, AsJson, ClusterFile, Overrides, RecipeFile, errors
+from pipeline.commands.stopping import stoppable
 from pipeline.identity import Digests
 from pipeline.store import Store
 from pipeline.sweep.grid import Trial, trials
@@ -49,7 +50,12 @@ def sweep_command(
     from pipeline.view.terminal import bars, quiet
 
     log = folder / "sweep.log"
-    with quiet(log, verbose) as console, errors(console, None if verbose else log), bars(console) as bar:
+    with (
+        quiet(log, verbose) as console,
+        stoppable(console, lambda: "what the trials have finished, and the checkpoints of the others"),
+        errors(console, None if verbose else log),
+        bars(console) as bar,
+    ):
         results = sweep(
             found, where, store, lambda: connected(where, verbose), bar,
             lambda message: console.print(message, soft_wrap=True), at_once, steps,

@@ -24,16 +24,18 @@ class Lines:
         self._every, self._clock = every, clock
         self._total, self._begun, self._unit = 0, 0, ""
         self._since = self._said = clock()
+        self._first: tuple[float, int] | None = None  # when which unit was the first to end
         self._figures = ""
 
     def start(self, total: int, done: int, unit: str) -> None:
         self._total, self._begun, self._unit = total, done, unit
-        self._since = self._clock()
+        self._since, self._first = self._clock(), None
         if done < total:
             self._say(done)
 
     def advance(self, done: int, **figures: Any) -> None:
         self._figures = self._shown(figures) or self._figures
+        self._first = self._first or (self._clock(), done)
         if done >= self._total or self._clock() - self._said >= self._every:
             self._say(done)
         for tracker in self._trackers:
@@ -49,10 +51,12 @@ class Lines:
         self._said = now = self._clock()
         pieces = [f"{self._name}: {done} of {self._total} {self._unit}"]
         if done > self._begun:
-            spent = now - self._since
-            pieces.append(f"in {duration(spent)}")
-            if done < self._total:
-                pieces.append(f"about {duration(spent * (self._total - done) / (done - self._begun))} left")
+            pieces.append(f"in {duration(now - self._since)}")
+            # What comes before the end of the first unit, models that load and the like, does not come again.
+            if self._first and self._first[1] < done < self._total:
+                since, begun = self._first
+                left = (now - since) * (self._total - done) / (done - begun)
+                pieces.append(f"about {duration(left)} left")
         self._print("; ".join(filter(None, (", ".join(pieces), self._figures))))
 
     def _print(self, text: str) -> None:
