@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.engine.config import EngineResources, Sampling
-from stages.engine.generation import Completion, Generator, seed_of
+from stages.engine.generation import Completion, Generator, Prompt, seed_of
 from stages.engine.shared import SharedGenerator
 
 SAMPLING = Sampling(num_samples=3, max_tokens=24, seed=7)
@@ -37,15 +37,17 @@ def prompts(number: int) -> list[tuple[str, list[int]]]:
 
 
 @ray.remote(num_cpus=1, runtime_env={"env_vars": CPU_ENVIRONMENT})
-def drawn(model: str, asked: list[tuple[Sampling, EngineResources, list[list[tuple[str, list[int]]]]]]) -> Any:
-    """Of each: an engine's completions, asked for one list of prompts after the other; for several by a thread each."""
+def drawn(model: str, asked: list[tuple[EngineResources, list[tuple[Sampling, list[list[Prompt]]]]]]) -> Any:
+    """Of each engine its completions for lists of prompts, asked for by a thread each."""
     found = []
-    for sampling, resources, calls in asked:
-        engine = SharedGenerator(partial(Generator, model, "float32", LONGEST, sampling, resources))
+    for resources, several in asked:
+        engine = SharedGenerator(partial(Generator, model, "float32", LONGEST, SAMPLING, resources))
         engine.start()
-        with ThreadPoolExecutor(len(calls)) as threads:
-            made = threads.map(engine.generate, calls)
-            found.append([each for call in zip(calls, made, strict=True) for each in zip(*call, strict=True)])
+        for sampling, calls in several:
+            engine._generator.sampling = sampling  # one engine for all of them
+            with ThreadPoolExecutor(len(calls)) as threads:
+                made = threads.map(engine.generate, calls)
+                found.append([each for call in zip(calls, made, strict=True) for each in zip(*call, strict=True)])
         seconds, loading = engine.spent()
         assert 0 < loading < seconds
         assert engine.spent() == (0, 0)
@@ -60,15 +62,13 @@ def test_a_sample_follows_from_its_prompt_and_seed_alone(wide_model: Path) -> No
     few = EngineResources(max_num_seqs=5, max_num_batched_tokens=100)  # the longest prompts would be read in pieces
     ended = SAMPLING.model_copy(update={"num_samples": 1, "stop": ("e",)})
     greedy = SAMPLING.model_copy(update={"num_samples": 1, "temperature": 0.0})
-    whole, pieces, alone, cut, best = ray.get(
+    whole, cut, best, pieces, alone = ray.get(
         drawn.remote(
             str(wide_model),
             [
-                (SAMPLING, EngineResources(), [all_of_them]),
-                (SAMPLING, few, [all_of_them[:9:-1], all_of_them[9::-1]]),
-                (SAMPLING, EngineResources(max_num_seqs=1), [all_of_them[:2]]),
-                (ended, EngineResources(), [all_of_them]),
-                (greedy, EngineResources(), [all_of_them[:4]]),
+                (EngineResources(), [(SAMPLING, [all_of_them]), (ended, [all_of_them]), (greedy, [all_of_them[:4]])]),
+                (few, [(SAMPLING, [all_of_them[:9:-1], all_of_them[9::-1]])]),
+                (EngineResources(max_num_seqs=1), [(SAMPLING, [all_of_them[:2]])]),
             ],
         )
     )

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from conftest import ROOT, Project, actors_of
 
+from pipeline.runner import Done
 from stages.artifacts import PreferencePairs
 from stages.errors import ContractError, RecipeError
 from stages.sample.asked import told_of_sample
@@ -61,7 +62,7 @@ def sampled(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_clus
         "model": str(tiny_model),
         "sample": {
             "source": str(folder / "prompts.jsonl"), "num_samples": 3, "max_tokens": 12, "dtype": "float32",
-            "num_parts": 6, "max_prompt_length": 100,
+            "num_parts": 3, "max_prompt_length": 100,
         },
         "judge": {"name": "function", "function": "judge:score"},
         "shard": {"max_length": 128, "num_parts": 2, "eval_fraction": 0.2},
@@ -136,37 +137,43 @@ def test_the_judge_s_best_is_chosen_and_shard_reads_it(sampled: Project, tmp_pat
     assert abs(found.count(False) - finishes.count("length")) <= 2 * (len(triples) - len(pairs))
 
 
-def test_new_prompts_cost_what_they_add_and_batches_change_nothing(sampled: Project) -> None:
+GROWN = ("sample.num_parts=5", "cluster.sample.max_num_seqs=2")
+
+
+@pytest.fixture(scope="module")
+def grown(sampled: Project) -> dict[str, Done]:
     """Six prompts more, in other parts, by an engine of other batches."""
-    old = completions(sampled.plan()["sample"].folder)
     ask(sampled.folder, 28)
     try:
-        grown = ("sample.num_parts=5", "cluster.sample.max_num_seqs=2")
-        done = sampled.run(*grown, stages=STAGES[:2])
-        facts = done["sample"].step.manifest.facts
-        assert (facts["asked"], facts["taken_over"], facts["prompts"]) == (6, 23, 29)
-        judged = done["judge"].step.manifest.facts
-        assert judged["asked"] + judged["taken_over"] == judged["questions"]
-        assert 0 < judged["asked"] <= 18
-        found = {(row["prompt_id"], row["sample"]): row for row in completions(done["sample"].step.folder)}
-        for row in old:
-            assert found[row["prompt_id"], row["sample"]] | {"source_row": row["source_row"]} == row
-        # Drawn all anew, by themselves: the same.
-        elsewhere = f"cluster.root={sampled.folder / 'elsewhere'}"
-        whole = sampled.run(*grown, elsewhere, stages=STAGES[:1])["sample"].step
-        assert whole.manifest.facts["asked"] == 29
-        assert completions(whole.folder) == sorted(found.values(), key=lambda row: (row["prompt_id"], row["sample"]))
+        return sampled.run(*GROWN, stages=STAGES[:2])
     finally:
         ask(sampled.folder, 22)
 
 
-def test_a_kill_in_the_middle_of_each_stage_changes_nothing(sampled: Project, tmp_path: Path, ray_cluster: str) -> None:
-    """SIGKILL of the actor that samples, and of the driver while it judges."""
+def test_new_prompts_cost_what_they_add(sampled: Project, grown: dict[str, Done]) -> None:
+    facts = grown["sample"].step.manifest.facts
+    assert (facts["asked"], facts["taken_over"], facts["prompts"]) == (6, 23, 29)
+    judged = grown["judge"].step.manifest.facts
+    assert judged["asked"] + judged["taken_over"] == judged["questions"]
+    assert 0 < judged["asked"] <= 18
+    found = {(row["prompt_id"], row["sample"]): row for row in completions(grown["sample"].step.folder)}
+    for row in completions(sampled.plan()["sample"].folder):
+        assert found[row["prompt_id"], row["sample"]] | {"source_row": row["source_row"]} == row
+
+
+def test_neither_batches_nor_kills_change_anything(
+    sampled: Project, grown: dict[str, Done], tmp_path: Path, ray_cluster: str
+) -> None:
+    """All is drawn anew, by itself. SIGKILL of the actor that samples, and of the driver while it judges."""
     project = Project(tmp_path)
     for name in ("judge.py", "lexicon.py"):
         shutil.copy(sampled.folder / name, tmp_path)
-    shutil.copy(sampled.recipe, tmp_path)
-    project.cluster.write_text(yaml.safe_dump({"root": str(tmp_path / "runs"), "address": ray_cluster}))
+    ask(tmp_path, 28)
+    recipe = yaml.safe_load(sampled.recipe.read_text())
+    recipe["sample"] |= {"source": str(tmp_path / "prompts.jsonl"), "num_parts": 5}
+    project.recipe.write_text(yaml.safe_dump(recipe))
+    cluster = {"root": str(tmp_path / "runs"), "address": ray_cluster, "sample": {"max_num_seqs": 3}}
+    project.cluster.write_text(yaml.safe_dump(cluster))
     sample, judge = (project.plan()[name].folder for name in STAGES[:2])
     judge.mkdir(parents=True)
     (judge / ".hold").touch()
@@ -193,7 +200,7 @@ def test_a_kill_in_the_middle_of_each_stage_changes_nothing(sampled: Project, tm
     (sampler,) = wait_until(lambda: actors_of(ray_cluster, "PartSampler"))
     wait_until(lambda: list(sample.glob("part-*")))
     os.kill(sampler, signal.SIGSTOP)
-    assert len(list(sample.glob("part-*"))) < 6
+    assert len(list(sample.glob("part-*"))) < 5
     os.kill(sampler, signal.SIGKILL)
     wait_until(lambda: answered() == 30)
     driver.kill()
@@ -206,16 +213,15 @@ def test_a_kill_in_the_middle_of_each_stage_changes_nothing(sampled: Project, tm
     driver = start()
     assert driver.wait(timeout=120) == 0, said.read_text()
 
-    assert len(kept) > 6
+    assert len(kept) > 5
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    undisturbed, steps = sampled.plan(), project.plan()
-    for name in ("sample", "judge"):
-        folder = undisturbed[name].folder
-        assert folder.name == steps[name].folder.name
+    for name in STAGES[:2]:
+        step, folder = project.plan()[name], grown[name].step.folder
+        assert folder.name == step.folder.name
         files = [path.name for path in folder.glob("*.parquet")]
-        assert all(pq.read_table(steps[name].folder / file).equals(pq.read_table(folder / file)) for file in files)
-    facts = steps["judge"].manifest.facts
-    assert facts["asked"] == facts["questions"] == undisturbed["judge"].manifest.facts["questions"]
+        assert all(pq.read_table(step.folder / file).equals(pq.read_table(folder / file)) for file in files)
+        facts = step.manifest.facts
+        assert facts["asked"] == facts["prompts" if name == "sample" else "questions"]
 
 
 def test_rounds_draw_from_the_policy_and_replay(sampled: Project) -> None:
@@ -295,5 +301,5 @@ def test_what_is_said_of_shard_s_fields_is_said_of_sample_s() -> None:
 def test_handles_are_of_what_was_written(sampled: Project) -> None:
     steps = sampled.plan()
     made = Completions(steps["sample"].folder)
-    assert sum(len(made.of_all_models(number)) for number in range(6)) == 69
+    assert sum(len(made.of_all_models(number)) for number in range(3)) == 69
     assert Triples(steps["judge"].folder).graded
