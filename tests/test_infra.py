@@ -198,3 +198,12 @@ def test_the_launchers_file_passes_rays_schema() -> None:
 
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
     jsonschema.validate(yaml.safe_load((INFRA / "launch/aws.yaml").read_text()), schema)
+
+
+def test_the_tables_of_scale_are_what_its_script_prints() -> None:
+    printed = subprocess.run([sys.executable, INFRA / "scale.py"], capture_output=True, text=True, check=True).stdout
+    tables = printed.split("\n\n")
+    assert len(tables) == 3
+    document = (INFRA / "SCALE.md").read_text()
+    for table in tables:
+        assert table.strip() in document, "python infra/scale.py prints another table: put it there"

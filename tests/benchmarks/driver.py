@@ -72,6 +72,7 @@ class Clock:
         began = time.perf_counter()
         yield
         self.found[name] = round((time.perf_counter() - began) / self.parts * 1e6, 1)
+        print(name, self.found[name], _peak(), file=sys.stderr, flush=True)
 
 
 def on_files(parts: int, work: Path) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def on_files(parts: int, work: Path) -> dict[str, Any]:
     facts = {"pairs": ROWS * parts, "train": ROWS * parts, "eval": 0, "longest": 128, "largest_id": 500, "tokens": 40}
     for stage in ("shard", "score"):
         with clock(f"commit of {stage}: listing, digests, rows"):
-            store.commit(stage, ids[stage].fingerprint, ids[stage].payload, facts, 0.0)
+            store.commit(stage, ids[stage].fingerprint, ids[stage].payload, facts, 0.0, {})
     with clock("manifest read"):
         manifest = Manifest.read(scored)
     with clock("plan, all hits"):
@@ -100,7 +101,7 @@ def on_files(parts: int, work: Path) -> dict[str, Any]:
     again = identify(other, Digests(None))["shard"]
     shutil.copytree(store.folder("shard", ids["shard"].fingerprint), store.draft("shard", again.fingerprint))
     (store.draft("shard", again.fingerprint) / "manifest.json").unlink()
-    store.commit("shard", again.fingerprint, again.payload, facts, 0.0)
+    store.commit("shard", again.fingerprint, again.payload, facts, 0.0, {})
     with clock("plan, with known pairs counted"):
         assert "0 of" in next(step.why for step in plan(other, store) if step.name == "score")
     reports_of(scored).mkdir()
