@@ -28,10 +28,10 @@ from pipeline.commands.keeping import diff_command, gc_command, ls_command, rm_c
 from pipeline.commands.recipes import recipes_command
 from pipeline.commands.sharing import export_command, merge_command, push_command
 from pipeline.commands.stopping import kept_of, stoppable
+from pipeline.commands.submit import cancel_command, status_command, submit_command
 from pipeline.commands.sweep import sweep_command
 from pipeline.look import look
 from pipeline.plan import State, Step
-from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster
 from pipeline.runner import check_inputs, run
 from pipeline.store import Store, damage
@@ -61,9 +61,15 @@ def run_command(
     from_: From = None,
     until: Until = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="the same as plan")] = False,
+    after: Annotated[str | None, typer.Option(metavar="JOB", help="within a Ray job: when this other one ends")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="show what Ray and vLLM print")] = False,
 ) -> None:
     """Make what is missing. Run again after any failure: finished work is kept."""
+    if after is not None:
+        from pipeline.cluster.jobs import wait
+
+        with errors(Console(stderr=True)):
+            wait(after)
     what, where, store, steps = load_all(recipe, cluster, set_)
     selected = selected_of(only, from_, until, [step.name for step in steps])
     if dry_run:
@@ -76,7 +82,7 @@ def run_command(
         check(what)
         for line in look([step for step in steps if step.name in selected], where):
             print_line(line, Console())
-    from pipeline.cluster import connected
+    from pipeline.cluster.connection import connected
     from pipeline.view.terminal import bar, quiet
 
     by_name = {step.name: step for step in steps}
@@ -157,32 +163,9 @@ def verify(recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = 
     raise typer.Exit(1 if bad else 0)
 
 
-@app.command()
-def submit(
-    recipe: RecipeFile,
-    cluster: ClusterFile,
-    set_: Overrides = None,
-    only: Only = None,
-    from_: From = None,
-    until: Until = None,
-) -> None:
-    """Send the same `run` to a Ray cluster as a job. The same work has the same id, so it is never sent twice."""
-    from pipeline.cluster import submit as send
-    from pipeline.identity import Digests
-    from pipeline.plan import identify
-
-    with errors(Console(stderr=True)):
-        what, where = load(recipe, cluster, set_ or [])
-        identities = identify(what, Digests(None))
-        last = selected_of(only, from_, until, list(identities))[-1]
-        identity = identities[last]
-        options = [("--cluster", str(cluster)), *(("--set", each) for each in set_ or [])]
-        options += [(f"--{key}", value) for key, value in (("only", only), ("from", from_), ("until", until)) if value]
-        arguments = ["run", str(recipe), *(word for option in options for word in option)]
-        metadata = {"stage": last, "fingerprint": identity.fingerprint}
-        print(send(where, arguments, f"{last}-{identity.fingerprint[:12]}", metadata))
-
-
+app.command("submit")(submit_command)
+app.command("status")(status_command)
+app.command("cancel")(cancel_command)
 app.command("sweep")(sweep_command)
 app.command("init")(init_command)
 app.command("recipes")(recipes_command)

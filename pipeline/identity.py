@@ -23,9 +23,11 @@ class Digests:
         self._cache = cache
         self._known: dict[str, str] = json.loads(cache.read_text()) if cache and cache.exists() else {}
         self._changed = False
+        self.files: set[Path] = set()  # all that were asked of, as they were named
 
     def of_file(self, path: Path) -> str:
         """Raises RecipeError where it cannot be read."""
+        self.files.add(path)
         try:
             stat = path.stat()
             key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"

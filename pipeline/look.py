@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pipeline.cluster import check_fits
+from pipeline.cluster.connection import check_fits
 from pipeline.plan import State, Step
 from pipeline.recipe.sections import Cluster
 from stages.model_files import check_weights

@@ -1,5 +1,6 @@
 """What a recipe asks for, what the store has of it, what is missing, and why."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -147,11 +148,17 @@ def look_up(identity: Identity, store: Store) -> Step:
     return Step(**own, folder=folder, state=state, why=why)
 
 
-def _if_needed(step: Step, steps: dict[str, Step]) -> Step:
+def is_needed(one: Identity, others: Iterable[Identity]) -> bool:
     """A stage that others could read, and none of them does, has nothing to do."""
-    readers = [other for other in steps.values() if step.stage.name in other.stage.inputs.values()]
-    if not readers or any(step.name in other.sources.values() for other in steps.values()):
+    others = list(others)
+    could = any(one.stage.name in other.stage.inputs.values() for other in others)
+    return not could or any(one.name in other.sources.values() for other in others)
+
+
+def _if_needed(step: Step, steps: dict[str, Step]) -> Step:
+    if is_needed(step, steps.values()):
         return step
+    readers = [other for other in steps.values() if step.stage.name in other.stage.inputs.values()]
     why = "; ".join(f"{other.name} reads no {step.stage.output.__name__} with this recipe" for other in readers)
     return replace(step, state=State.NOT_NEEDED, why=why)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.keeping.uses import using
+from pipeline.lease import Lease
 from pipeline.plan import State, Step, known, look_up
 from pipeline.recipe.sections import Cluster
 from pipeline.store import Store
@@ -50,10 +51,10 @@ def run(
         _check_still_there(steps)
         for step in wanted:
             if step in missing:
-                with store.hold(step.stage.name, step.fingerprint, notify):
+                with store.hold(step.stage.name, step.fingerprint, notify) as lease:
                     now = look_up(step, store)  # another run may have made it since the plan
                     done = now.state == State.HIT
-                    yield Done(now, "hit", 0.0) if done else _make(now, steps, cluster, store, progress)
+                    yield Done(now, "hit", 0.0) if done else _make(now, steps, cluster, store, lease, progress)
             else:
                 yield Done(step, "hit", 0.0)
 
@@ -85,6 +86,7 @@ def _make(
     steps: list[Step],
     cluster: Cluster,
     store: Store,
+    lease: Lease,
     progress: Callable[[str], AbstractContextManager[Progress]],
 ) -> Done:
     _clear_damage(step)
@@ -112,6 +114,7 @@ def _make(
         reported = Metered(drawn, step.name)
         facts = stage(config, **inputs, out=draft, resources=getattr(cluster, name), progress=reported)
     seconds = time.perf_counter() - began
+    lease.check()
     took = getattr(cluster, name).model_dump(mode="json", exclude_defaults=True)
     store.commit(name, step.fingerprint, step.payload, facts, seconds, {"resources": took} | step.origin)
     return Done(step, "done", seconds)

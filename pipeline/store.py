@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from pipeline.fingerprint import fingerprint
+from pipeline.lease import Lease, holder
 from stages import storage
 from stages.artifacts import MANIFEST, Manifest, list_files
 from stages.digests import sha256_of
@@ -79,31 +80,38 @@ class Store:
         return self.work / ".copies"
 
     @contextmanager
-    def hold(self, stage: str, fingerprint: str, notify: Callable[[str], None]) -> Iterator[None]:
-        """Keep other runs from making this artifact. Where one does, `notify` says who, and its end is awaited.
-
-        The lock is the operating system's, and falls with the process that holds it, however that ends.
+    def hold(self, stage: str, fingerprint: str, notify: Callable[[str], None]) -> Iterator[Lease]:
+        """Keep other runs, on all nodes, from making this artifact. Where one does, `notify` says who, and its end is
+        awaited.
         """
-        lock = self.lock(f"{stage}-{fingerprint[:12]}")
-        holder = Path(lock.lock_file).with_suffix(".holder")
+        lease = self.lease(stage, fingerprint[:12])
+        lease.acquire(
+            lambda who: notify(f"{stage} {fingerprint[:12]} is being made by {who}; this run waits for its end")
+        )
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            who = holder.read_text() if holder.exists() else "another run"
-            notify(f"{stage} {fingerprint[:12]} is being made by {who}; this run waits for its end")
-            lock.acquire()
-        try:
-            holder.write_text(this_process())
-            yield
+            yield lease
         finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+            lease.release()
+
+    def lease(self, stage: str, name: str) -> Lease:
+        """Of an artifact, as its folder is called: who holds it makes it, or removes it."""
+        return Lease(self._locks / f"{stage}-{name}.json")
+
+    def leases(self) -> Iterator[tuple[str, str, str]]:
+        """(stage, name, who) of artifacts that are being made."""
+        for path in self._locks.glob("[!.]*.json"):
+            if (who := holder(path)) is not None:
+                yield *path.stem.rsplit("-", 1), who  # type: ignore[misc]
 
     def lock(self, name: str) -> FileLock:
-        """Of an artifact that is made, `stage-fingerprint[:12]`, or of what else one process does at a time."""
-        locks = self.work / ".locks"
-        locks.mkdir(exist_ok=True)
-        return FileLock(locks / f"{name}.lock")
+        """Of what one process does at a time."""
+        return FileLock(self._locks / f"{name}.lock")
+
+    @property
+    def _locks(self) -> Path:
+        folder = self.work / ".locks"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def manifests(self, stage: str) -> list[Manifest]:
         """Of all finished artifacts of a stage, the newest first."""

@@ -23,7 +23,7 @@ from filelock import FileLock
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
-from pipeline.cluster import connected
+from pipeline.cluster.connection import connected
 from pipeline.plan import Step, plan
 from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster

@@ -155,6 +155,8 @@ def check_raydpo(words: list[str], checkout: Path) -> None:
         "merge": (2, "there is no"),
         "push": (2, "there is no policy yet: train is a miss"),
         "submit": (2, f"no Ray dashboard answers at {NOBODY}"),
+        "cancel": (2, f"no Ray dashboard answers at {NOBODY}"),
+        "status": (0, f"no Ray dashboard answers at {NOBODY}"),
     }[next((f"show {rows}" for rows in ("pairs", "samples") if f"--{rows}" in arguments), command)]
     dry = ["--dry-run"] if command in ("run", "sweep") else []
     with contextlib.chdir(checkout):  # in this process: tests/e2e runs whole command lines

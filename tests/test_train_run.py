@@ -1,12 +1,14 @@
 """How ranks of the train stage come together, and part."""
 
+import errno
+import pickle
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 from conftest import Project
 
-from stages.errors import ContractError
+from stages.errors import ContractError, MissingArtifact, RecipeError
 from stages.train.config import TrainResources
 from stages.train.following.refusal import Refusal
 from stages.train.job import Job
@@ -39,3 +41,36 @@ def test_an_error_for_users_ends_the_other_ranks(backend: str, inputs: tuple, tr
     train_worker({"job": job})  # a restart returns at once: it has no process group, and asks for none
     with pytest.raises(ContractError, match="best_metric eval/none"):
         Refusal(tmp_path).reraise()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RecipeError("a loss of \ud800 is none"),
+        ContractError("parts differ"),
+        MissingArtifact("score it first"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_a_refusal_comes_back_as_it_was(error: Exception, tmp_path: Path) -> None:
+    Refusal(tmp_path).keep(error)
+    with pytest.raises(type(error)) as raised:
+        Refusal(tmp_path).reraise()
+    assert type(raised.value) is type(error)
+    assert raised.value.args == error.args
+
+
+def test_a_refusal_runs_nothing(tmp_path: Path) -> None:
+    """Whoever can write to the folder can stop a run, and no more."""
+    (tmp_path / ".refusal").write_bytes(pickle.dumps(Bomb(tmp_path / "went off")))
+    with pytest.raises(UnicodeDecodeError):
+        Refusal(tmp_path).reraise()
+    assert not (tmp_path / "went off").exists()
+
+
+class Bomb:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)

@@ -46,7 +46,7 @@ def sweep_command(
     if dry_run:
         print_results([look_at(trial, store) for trial in found], Console(), as_json)
         return
-    from pipeline.cluster import connected
+    from pipeline.cluster.connection import connected
     from pipeline.view.terminal import bars, quiet
 
     log = folder / "sweep.log"

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.cluster import check_fits
+from pipeline.cluster.connection import check_fits
 from pipeline.doctor.finding import Finding
 from pipeline.recipe.sections import Cluster
 from pipeline.store import Store

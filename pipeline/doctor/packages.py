@@ -11,7 +11,7 @@ from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pipeline.cluster import CODE
+from pipeline.cluster.connection import CODE
 from pipeline.doctor.finding import Finding
 
 OURS = ("pipeline", "stages")

@@ -5,8 +5,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from filelock import Timeout
-
 from pipeline.keeping.inventory import Inventory, Kept, inventory
 from pipeline.keeping.uses import settled
 from pipeline.store import Store
@@ -33,11 +31,9 @@ def remove(store: Store, chosen: Callable[[Inventory], Sequence[Kept]]) -> list[
 
 def _take_away(store: Store, kept: Kept) -> None:
     """What lies in object storage is deleted here; what lies on a disk is put aside."""
-    lock = store.lock(f"{kept.stage}-{kept.name}")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:  # by an earlier version, which says nothing in `uses`
-        raise RecipeError(f"{kept} is being made by another run. Wait for its end, or stop it") from None
+    lease = store.lease(kept.stage, kept.name)
+    if not lease.take():  # by an earlier version, which says nothing in `uses`
+        raise RecipeError(f"{kept} is being made by another run. Wait for its end, or stop it")
     try:
         aside = store.work / ".removed"
         aside.mkdir(exist_ok=True)
@@ -53,4 +49,4 @@ def _take_away(store: Store, kept: Kept) -> None:
     except OSError as error:
         raise RecipeError(f"{kept} cannot be removed: {error}. Look at the rights of its folder") from error
     finally:
-        lock.release()
+        lease.release()

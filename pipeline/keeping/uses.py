@@ -55,10 +55,7 @@ def in_use(store: Store) -> dict[Name, str]:
         else:
             note.unlink(missing_ok=True)
             lock.unlink(missing_ok=True)
-    for holder in (store.work / ".locks").glob("*.holder"):
-        if _is_held(holder.with_suffix(".lock")):
-            stage, _, name = holder.stem.rpartition("-")
-            found[stage, name] = _text(holder) or found.get((stage, name), "another run")
+    found |= {(stage, name): who for stage, name, who in store.leases()}
     # Workers of a run that was killed may go on writing for a while.
     for lock in (store.work / "train").glob("*/.rank-0.lock"):
         if _is_held(lock):
@@ -73,10 +70,3 @@ def _is_held(path: Path) -> bool:
             return False
     except Timeout:
         return True
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""

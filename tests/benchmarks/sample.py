@@ -113,7 +113,7 @@ def by_engine(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def by_stage(options: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.cluster import connected
+    from pipeline.cluster.connection import connected
     from pipeline.recipe.sections import Cluster
 
     with connected(Cluster(), verbose=False):

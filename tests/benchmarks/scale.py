@@ -124,7 +124,7 @@ def measure(work: Path, out: Path, config: dict[str, Any], resources: dict[str, 
 
 
 def run_stage(work: str, out: str, config: dict[str, Any], resources: dict[str, Any]) -> dict[str, Any]:
-    from pipeline.cluster import connected
+    from pipeline.cluster.connection import connected
     from pipeline.recipe.sections import Cluster
     from stages.artifacts import PreferencePairs, ReferenceLogprobs
     from stages.train.config import TrainConfig, TrainResources

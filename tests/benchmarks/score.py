@@ -212,7 +212,7 @@ def by_transformers(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_stage(options: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.cluster import connected
+    from pipeline.cluster.connection import connected
     from pipeline.recipe.sections import Cluster
     from stages.artifacts import PreferencePairs
     from stages.score.config import Acceptance, ScoreConfig, ScoreResources

@@ -168,7 +168,7 @@ def measure(task: str, options: argparse.Namespace, work: Path, **further: Any) 
 
 
 def run_stage(work: str, model: str, shape: str) -> dict[str, Any]:
-    from pipeline.cluster import connected
+    from pipeline.cluster.connection import connected
     from pipeline.recipe.sections import Cluster
 
     began = time.perf_counter()

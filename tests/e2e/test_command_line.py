@@ -5,23 +5,15 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import ClassVar
 
 import pytest
-import requests
 import yaml
 from conftest import ROOT, Project, make_project
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
-from pipeline.cluster import submit
-from pipeline.recipe.load import load
 from stages.artifacts import PolicyCheckpoint
-from stages.errors import RecipeError
 
 
 def command(*arguments: object) -> list[str]:
@@ -107,74 +99,11 @@ def test_run_shows_one_table_and_a_second_run_does_nothing(project: Project) -> 
 
 def test_a_cluster_that_is_not_named_is_not_joined(ray_cluster: str) -> None:
     code = (
-        "import ray\nfrom pipeline.cluster import connected\nfrom pipeline.recipe.sections import Cluster\n"
+        "import ray\nfrom pipeline.cluster.connection import connected\nfrom pipeline.recipe.sections import Cluster\n"
         "with connected(Cluster(), verbose=False): print(ray.get_runtime_context().gcs_address)"
     )
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert started.stdout.strip() not in ("", ray_cluster)
-
-
-class Starting(BaseHTTPRequestHandler):
-    """What stands before a dashboard and has faults, as a cluster that is starting: once at each kind of question, and
-    once more after a job has been taken.
-    """
-
-    dashboard: str
-    asked: ClassVar[Counter] = Counter()
-
-    def answer(self) -> None:
-        kind = f"{self.command} {self.path[:10]}"
-        self.asked[kind] += 1
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        status, content = 500, b"No available agent to submit job"
-        if self.asked[kind] > 1:
-            headers = {"Content-Type": self.headers.get("Content-Type", "")}
-            answer = requests.request(self.command, self.dashboard + self.path, data=body, headers=headers)
-            if kind != "POST /api/jobs/" or self.asked[kind] > 2:
-                status, content = answer.status_code, answer.content
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def test_a_submitted_job_runs_once(project: Project) -> None:
-    import ray
-
-    dashboard = f"http://{ray._private.worker.global_worker.node.webui_url}"
-    Starting.dashboard = dashboard
-    arguments = ("submit", *options(project), "--only", "shard")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Starting) as server:
-        reached = {"address": "auto", "dashboard": f"http://127.0.0.1:{server.server_port}", "python": sys.executable}
-        content = yaml.safe_load(project.cluster.read_text()) | reached
-        project.cluster.write_text(yaml.safe_dump(content))
-        Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(RecipeError, match="takes no job: 500 "):
-            submit(load(project.recipe, project.cluster, ["cluster.dashboard_seconds=0"])[1], [], "id", {})
-        sent = raydpo(*arguments)
-        assert sent.returncode == 0, sent.stderr
-        assert Starting.asked["POST /api/jobs/"] == 2  # one has failed, of one the answer was lost
-        step = project.plan()["shard"]
-        assert sent.stdout.strip() == f"shard-{step.fingerprint[:12]}"
-        assert raydpo(*arguments).stdout == sent.stdout  # it lives, or has ended: in neither case is there a second one
-        server.shutdown()
-
-    from ray.job_submission import JobSubmissionClient
-
-    client = JobSubmissionClient(dashboard)
-    deadline = time.monotonic() + 120
-    while not (status := client.get_job_status(sent.stdout.strip())).is_terminal() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert status == "SUCCEEDED", client.get_job_logs(sent.stdout.strip())
-    assert project.plan()["shard"].state == "hit"
-    relative = here(*arguments, "--set", "cluster.root=runs")
-    assert relative.exit_code == 2
-    assert "cluster.root runs is relative" in relative.stderr
 
 
 @pytest.mark.parametrize(

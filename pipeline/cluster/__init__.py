@@ -1,0 +1,1 @@
+"""A Ray cluster: connect to it or start one, and send it jobs. Nothing else of the pipeline talks to Ray."""
