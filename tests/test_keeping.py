@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
 from pipeline.fingerprint import fingerprint
-from pipeline.keeping.garbage import sort_out
+from pipeline.keeping.garbage import dependents, sort_out
 from pipeline.keeping.inventory import inventory
 from pipeline.keeping.removal import remove
 from pipeline.keeping.uses import using
@@ -194,6 +194,35 @@ def test_a_policy_that_a_recipe_names_is_referred_to(trained: Project) -> None:
         assert found["train", step.folder.name].key in found["train", policy.parent.name].needed_by
     finally:
         shutil.rmtree(step_folder)
+
+
+def test_what_lies_in_object_storage_is_listed_and_removed(tmp_path: Path) -> None:
+    store = Store.open("memory://keeping/team", str(tmp_path))
+    names: list[str] = []
+    for stage in ("shard", "score", "train"):
+        payload = {"stage": stage, "version": 1, "config": {}, "inputs": dict(zip("abc", names, strict=False))}
+        names.append(fingerprint(payload))
+        draft = store.begin(stage, names[-1], payload, {"recipe": "mine", "named": {}})
+        (draft / "policy").mkdir()
+        (draft / "policy" / "model.bin").write_bytes(b"x" * 100)
+        store.commit(stage, names[-1], payload, {}, 1.0, {"recipe": "mine", "named": {}})
+    copy = store.on_disk(store.folder("train", names[2]) / "policy")
+    begun = store.begin("train", "0" * 64, {"inputs": {"pairs": names[0]}}, {"recipe": "mine", "named": {}})
+
+    shard, score, train = ((stage, name[:12]) for stage, name in zip(("shard", "score", "train"), names, strict=True))
+    found = inventory(store)
+    assert {key: (kept.state, kept.bytes, set(kept.needed_by)) for key, kept in found.items() if key[0] != "train"} == {
+        shard: ("finished", 100, {score, train, ("train", begun.name)}),
+        score: ("finished", 100, {train}),
+    }
+    assert found["train", begun.name].state == "partial"
+    remove(store, lambda found: dependents([score], found))
+    assert set(inventory(store)) == {shard, score, ("train", begun.name)}
+    assert not copy.exists()
+    remove(store, lambda found: list(found.values()))
+    assert not inventory(store)
+    assert not begun.exists()
+    assert not [path for path in store.root.rglob("*") if path.is_file()]
 
 
 def test_a_manifest_that_cannot_be_read_stops_gc(chain: Chain, tmp_path: Path) -> None:
