@@ -17,6 +17,7 @@ from stages import schema
 from stages.artifacts import ReferenceLogprobs
 from stages.errors import ContractError
 from stages.train.config import TrainConfig, TrainResources
+from stages.train.following.happened import Happened
 from stages.train.job import Job
 from stages.train.worker import Worker
 
@@ -59,6 +60,7 @@ def test_any_number_of_workers_draws_the_same_curve(undisturbed: Job, tmp_path: 
     for number, world in enumerate(worlds, start=1):
         share = number * STEPS // len(worlds)
         train_on(run, world, kill_after=share if number < len(worlds) else None)
+    assert [event["what"] for event in Happened(tmp_path).read()] == ["begun again"] * (len(worlds) - 1)
     assert figures(tmp_path, ("step", "batch")) == figures(undisturbed.out, ("step", "batch"))
     for name in ("loss", "grad_norm", "rewards/margins", "eval/loss"):
         ours, theirs = (np.array(figures(out, [name]), float) for out in (tmp_path, undisturbed.out))

@@ -18,6 +18,7 @@ from stages.progress import Progress, Silent
 from stages.train.best import Best
 from stages.train.config import Elastic, TrainConfig, TrainResources
 from stages.train.following.follower import Follower
+from stages.train.following.happened import Happened
 from stages.train.following.metrics_log import Metrics
 from stages.train.following.refusal import Refusal
 from stages.train.job import Job
@@ -78,7 +79,8 @@ def train(
         step = PolicyCheckpoint(out).metrics[-1]["step"]
         raise Paused(f"training has paused after step {step} of {steps}, as cluster.train.pause_at says")
     facts = _facts(PolicyCheckpoint(out).metrics, config, steps, num_pairs)
-    return facts | ({"without_margin": aside} if aside else {}) | ({"notices": notices} if notices else {})
+    told = {"without_margin": aside, "notices": notices, "happened": Happened(out).read()}
+    return facts | {key: value for key, value in told.items() if value}
 
 
 def _check_rows(config: TrainConfig, pairs: PreferencePairs) -> None:

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from stages.errors import ContractError
 from stages.train.best import Best, score
+from stages.train.following.happened import Happened
 from stages.train.following.metrics_log import Metrics, MetricsLog
 from stages.train.following.watch import Watch
 from stages.train.job import Job
@@ -28,7 +29,7 @@ class Worker:
         self.job, self.is_preempted = job, is_preempted
         self.watch = Watch(job.out / ".stalls", dist.get_rank(), dist.get_world_size(), job.resources.stall_seconds)
         self.trainer = Trainer(job, self.watch.beat)
-        self.metrics = MetricsLog(job.out / "metrics.jsonl")
+        self.metrics, self.happened = MetricsLog(job.out / "metrics.jsonl"), Happened(job.out)
         self.checkpoints = Checkpoints(
             job.out / "checkpoints", job.identity, job.resources.keep_checkpoints, job.config.trains_all,
             self.trainer.device,
@@ -100,6 +101,10 @@ class Worker:
             trainer.restore(state)
             self.best = Best(**state["best"])
         if trainer.rank == 0:
+            if told := self.metrics.read():
+                lost = told[-1]["step"] - (step or 0)
+                more = f"from {'the start' if step is None else 'a checkpoint'}; steps done again: {lost}"
+                self.happened.note({"step": step or 0, "what": "begun again", "more": more})
             self.metrics.rewind(-1 if step is None else step)
         self._saved_at = time.monotonic()
         return step

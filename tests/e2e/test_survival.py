@@ -90,6 +90,9 @@ def test_a_stall_a_dead_worker_and_a_dead_driver(
     driver = start(project, said)
     assert driver.wait(timeout=300) == 0, said.read_text()
     check_undisturbed(project, tmp_path)
+    happened = [event["what"] for event in step.manifest.facts["happened"]]
+    assert "stood still" in happened
+    assert happened.count("begun again") == 2
 
 
 def check_undisturbed(project: Project, folder: Path) -> None:
@@ -156,3 +159,6 @@ def test_a_node_goes_after_notice_and_another_comes(
         wait_until(lambda: len(workers_of(nodes.address)) == 2, driver, said)
     assert driver.wait(timeout=300) == 0, said.read_text()
     check_undisturbed(project, tmp_path)
+    happened = [event["what"] for event in step.manifest.facts["happened"]]
+    assert "stood still" in happened
+    assert happened.count("begun again") == 2

@@ -4,6 +4,7 @@ import time
 from threading import Event
 
 from stages.progress import Progress
+from stages.train.following.happened import Happened
 from stages.train.following.metrics_log import START, MetricsLog
 from stages.train.following.watch import say_where
 from stages.train.job import Job
@@ -15,7 +16,7 @@ class Follower:
     def __init__(self, job: Job, steps: int, progress: Progress):
         self._job, self._steps, self._progress = job, steps, progress
         self._metrics, self._position = MetricsLog(job.out / "metrics.jsonl"), START
-        self._in_stall = False
+        self._in_stall, self._step = False, 0
 
     def follow(self, finished: Event) -> None:
         """Tell of each step as it ends, of steps left out, and of stalls, until `finished`."""
@@ -30,7 +31,7 @@ class Follower:
         """After a rewind, all steps are told again: the last one told is where the run is."""
         lines, self._position = self._metrics.since(self._position)
         for line in lines:
-            step = line.pop("step")
+            step = self._step = line.pop("step")
             if step and "loss" not in line:
                 self._progress.notice(
                     f"step {step} is left out, because its loss or gradient is not finite; its pairs stand in "
@@ -47,4 +48,6 @@ class Follower:
         if where and not self._in_stall:
             time.sleep(seconds / 5)  # for the other ranks to notice
             self._progress.notice(f"nothing has moved for {seconds:g} s\n{say_where(folder) or where}")
+            more = f"for {seconds:g} s and longer"
+            Happened(self._job.out).note({"step": self._step, "what": "stood still", "more": more})
         self._in_stall = where is not None

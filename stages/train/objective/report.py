@@ -50,6 +50,8 @@ def columns(seen: Logps, losses: torch.Tensor, loss: Loss) -> dict[str, Column]:
             for side, each in zip(("chosen", "rejected"), sides, strict=True)
         }
         found |= {"logps/chosen": Column(every, seen.chosen), "logps/rejected": Column(every, seen.rejected)}
+        found["logps/chosen_per_token"] = Column(every, seen.chosen_mean)
+        found["logps/rejected_per_token"] = Column(every, seen.rejected_mean)
         accurate = sides[0] > sides[1]
         moved = Column(torch.cat([every, every]), torch.cat([seen.chosen_logratios, seen.rejected_logratios]))
     found |= {"loss": Column(every, losses), "rewards/accuracies": Column(every, accurate.float())}
