@@ -26,10 +26,12 @@ from pipeline.commands.doctor import doctor_command
 from pipeline.commands.init import init_command
 from pipeline.commands.keeping import diff_command, gc_command, ls_command, rm_command
 from pipeline.commands.recipes import recipes_command
+from pipeline.commands.report import report_command, write_after
 from pipeline.commands.sharing import export_command, merge_command, push_command
 from pipeline.commands.stopping import kept_of, stoppable
 from pipeline.commands.submit import cancel_command, status_command, submit_command
 from pipeline.commands.sweep import sweep_command
+from pipeline.commands.watch import watch_command
 from pipeline.look import look
 from pipeline.plan import State, Step
 from pipeline.recipe.sections import Cluster
@@ -98,6 +100,7 @@ def run_command(
             )
         )  # fmt: skip
         print_done(done, console)
+        write_after(what, store, any(row.state == "done" for row in done), console)
 
 
 @app.command()
@@ -177,6 +180,8 @@ app.command("doctor")(doctor_command)
 app.command("export")(export_command)
 app.command("merge")(merge_command)
 app.command("push")(push_command)
+app.command("report")(report_command)
+app.command("watch")(watch_command)
 
 
 def main() -> None:

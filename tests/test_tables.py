@@ -1,6 +1,6 @@
 """The closing table: a few figures of what was made."""
 
-from pipeline.view.tables import _key_figures
+from pipeline.view.tables import key_figures
 
 
 def test_named_held_out_sets_have_a_line_each() -> None:
@@ -15,7 +15,7 @@ def test_named_held_out_sets_have_a_line_each() -> None:
         "eval/org/set/loss": [0.6931, 0.7],
     }
     facts = {"steps": 6, "before and after": moved, "best": {"step": 4, "eval/helpful/loss": 0.61}, "without_margin": 3}
-    assert list(_key_figures(facts)) == [
+    assert list(key_figures(facts)) == [
         "without margin 3",
         "loss 0.693 -> 0.6",
         "eval loss 0.693 -> 0.65",

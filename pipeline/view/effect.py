@@ -70,7 +70,7 @@ def print_samples(samples: list[dict[str, Any]], facts: dict[str, Any], console:
         for column in table.columns:
             column.ratio = 1
         table.add_row(*(Text(sample[writer]["text"].strip()) for writer in reversed(WRITERS)), end_section=True)
-        table.add_row(*(Text(_told(sample[writer]), "dim") for writer in reversed(WRITERS)))
+        table.add_row(*(Text(said_of(sample[writer]), "dim") for writer in reversed(WRITERS)))
         console.print(table)
     console.print()
     for line in effect(facts):
@@ -79,7 +79,8 @@ def print_samples(samples: list[dict[str, Any]], facts: dict[str, Any], console:
         console.print(f"the judge failed {number} times: {fault}", highlight=False, markup=False)
 
 
-def _told(written: dict[str, Any]) -> str:
+def said_of(written: dict[str, Any]) -> str:
+    """Of one text."""
     reward = "" if written["reward"] is None else f"reward {written['reward']:.3g}, "
     if "preferred" in written:
         reward = f"preferred {written['preferred']:g}, "

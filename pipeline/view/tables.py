@@ -15,7 +15,9 @@ from pipeline.bill.table import print_bill
 from pipeline.plan import Step, advice
 from pipeline.runner import Done
 from pipeline.view.effect import effect, is_estimate, shown
+from pipeline.view.likelihood import told
 from stages.artifacts import PolicyCheckpoint
+from stages.train.config import TrainConfig
 
 
 def print_plan(steps: list[Step], looked: list[str], as_json: bool, bill: Bill | None = None) -> None:
@@ -77,7 +79,7 @@ def print_done(done: list[Done], console: Console) -> None:
         counted = next(name for name in ("steps", "prompts", "pairs", "triples", "completions") if name in facts)
         count = f"{facts[counted]} {counted}"
         tokens = f"{facts['tokens']:,}" if "tokens" in facts else ""
-        figures = "\n".join(_key_figures(facts))
+        figures = "\n".join(key_figures(facts))
         table.add_row(row.step.name, row.state, count, tokens, f"{row.seconds:.1f}", figures)
     console.print(table)
     for row in done:
@@ -87,11 +89,15 @@ def print_done(done: list[Done], console: Console) -> None:
         for warning in filter(None, (*facts.get("notices", ()), facts.get("calibration", {}).get("warning"))):
             print_line(f"Warning: {warning}", console)
     trained = [row.step.folder for row in done if row.step.stage.output is PolicyCheckpoint]
+    for row in done:
+        if isinstance(row.step.config, TrainConfig):
+            for said in told(PolicyCheckpoint(row.step.folder).metrics, row.step.config):
+                console.print(said, soft_wrap=True, highlight=False, markup=False)
     if trained:
         console.print(f"The policy: {PolicyCheckpoint(trained[-1]).policy}", soft_wrap=True)
 
 
-def _key_figures(facts: dict[str, Any]) -> Iterator[str]:
+def key_figures(facts: dict[str, Any]) -> Iterator[str]:
     yield from effect(facts)
     known = facts | facts.get("before and after", {}) | _of_report(facts.get("report", {})) | _of_reference(facts)
     if "per token" in (calibration := facts.get("calibration", {})):

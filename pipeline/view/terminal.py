@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from pipeline.view.lines import Lines, is_for_lines, lines
+from pipeline.view.sparkline import sparkline
 from pipeline.view.trackers import Tracker
 
 # Which metrics stand beside the bar, under which short name.
@@ -20,6 +22,8 @@ _SHOWN = {
     "tokens/s": "tokens/s", "actors": "actors", "died": "died", "unscored": "unscored",
 }  # fmt: skip
 _RARE = ("died", "unscored")  # shown when there is something to show
+_CURVES = {"loss": "loss", "rewards/margins": "margin"}  # drawn under the bar
+_CURVE_WIDTH = 48
 
 
 @contextmanager
@@ -47,7 +51,8 @@ class Bar:
 
     def __init__(self, progress: Progress, name: str, trackers: Sequence[Tracker]):
         self._progress, self._name, self._trackers = progress, name, trackers
-        self._task = progress.add_task(name, total=None, figures="")
+        self._task = progress.add_task(name, total=None, figures="", curves=())
+        self._curves: dict[str, list[tuple[int, float]]] = {}  # metric -> (step, value)
 
     def start(self, total: int, done: int, unit: str) -> None:
         self._progress.update(self._task, total=total, completed=done, description=f"{self._name} {unit}")
@@ -57,11 +62,26 @@ class Bar:
         self._progress.update(self._task, completed=done)
         if shown:
             self._progress.update(self._task, figures=shown)
+        self._draw(done, figures)
         for tracker in self._trackers:
             tracker.log(figures, step=done)
 
     def made(self, rows: float = 0, tokens: float = 0, seconds: float = 0, rejected: float = 0) -> None:
         """The rates of `advance` say as much to people."""
+
+    def _draw(self, done: int, figures: dict[str, Any]) -> None:
+        """Curves of what training minimises and gains; a step that is done again takes the place of its first time."""
+        for key in _CURVES.keys() & figures.keys():
+            curve = self._curves.setdefault(key, [])
+            while curve and curve[-1][0] >= done:
+                curve.pop()
+            curve.append((done, float(figures[key])))
+        drawn = [
+            f"{label:>11} {sparkline(values, _CURVE_WIDTH)} {values[0]:.3g} -> {values[-1]:.3g}"
+            for key, label in _CURVES.items()
+            if len(values := [value for _, value in self._curves.get(key, ())]) > 1
+        ]
+        self._progress.update(self._task, curves=drawn)
 
     def notice(self, message: str) -> None:
         self._progress.console.print(f"[yellow]Warning:[/] {escape(message)}", soft_wrap=True, highlight=False)
@@ -73,6 +93,18 @@ def _shown(figures: dict[str, Any]) -> str:
         for key, label in _SHOWN.items()
         if key in figures and (figures[key] or key not in _RARE)
     )
+
+
+class _Bars(Progress):
+    """Bars, and under them the curves of those that are not at their end, or of a bar that is alone."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        alone = len(self.tasks) == 1
+        for task in self.tasks:
+            shown = task.fields["curves"] and (alone or not task.finished)
+            if shown and self.console.encoding.startswith("utf"):
+                yield Text("\n".join(task.fields["curves"]), "dim", no_wrap=True, overflow="crop")
 
 
 @contextmanager
@@ -100,7 +132,7 @@ def bars(console: Console) -> Iterator[Callable[..., AbstractContextManager[Bar 
             for tracker in trackers:
                 tracker.finish()
 
-    with Progress(*columns, console=console) as progress:
+    with _Bars(*columns, console=console) as progress:
         yield bar
 
 

@@ -61,7 +61,8 @@ def test_run_shows_one_table_and_a_second_run_does_nothing(project: Project) -> 
     first = raydpo("run", *options(project), "--set", "wandb.project=tests", "--set", "tensorboard=true")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "The policy: " in first.stdout
-    policy = Path(first.stdout.split("The policy: ")[1].strip())
+    policy, page = (Path(first.stdout.split(f"The {what}: ")[1].splitlines()[0]) for what in ("policy", "report"))
+    assert page.stat().st_size < 3_000_000
     assert (policy / "model.safetensors").exists()
     for noise in ("INFO", "WARNING", "pid="):
         assert noise not in first.stdout + first.stderr
