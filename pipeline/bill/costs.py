@@ -19,6 +19,7 @@ from stages.train.memory.bill import base, bill, shards, working_of_forward
 from stages.train.memory.sizes import sizes_of
 
 _WIDE = {"float32": 4, "bfloat16": 2}
+_RAY = 0.25e9  # bytes that a process of Ray's holds beside one without it
 _MADE = (State.HIT, State.NOT_NEEDED)
 
 
@@ -94,7 +95,10 @@ def _train(step: Step, config: TrainConfig, amount: Amount, item: Item, cluster:
     told = earlier.of_train(step, resources, store) or _by_peak("train", devices, cluster, bool(gpus))
     flops = done.flops + done.looks
     item = _timed(replace(item, flops=flops), told, flops, devices, "GPU" if gpus else "core")
-    held = bill(sizes, config, resources, memory.tokens(resources, amount.longest)).total
+    # A step of a small batch fills no micro-batch.
+    of_step = config.global_batch * amount.packed / max(amount.pairs, 1) / resources.fewest_workers
+    at_once = min(memory.tokens(resources, amount.longest), max(round(1.1 * of_step), 3 * amount.longest // 2))
+    held = bill(sizes, config, resources, at_once).total + (0 if gpus else _RAY)
     return replace(item, memory=held, bytes=written.policy(sizes, config, resources, item.seconds))
 
 
