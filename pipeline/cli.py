@@ -77,7 +77,7 @@ def run_command(
     if dry_run:
         _look(steps, where, store, as_json=False)
         return
-    from pipeline.view.trackers import check, trackers
+    from pipeline.view.following.trackers import check, trackers
 
     with errors(Console(stderr=True)):
         check_inputs(steps, selected)
@@ -85,7 +85,7 @@ def run_command(
         for line in look([step for step in steps if step.name in selected], where):
             print_line(line, Console())
     from pipeline.cluster.connection import connected
-    from pipeline.view.terminal import bar, quiet
+    from pipeline.view.following.terminal import bar, quiet
 
     by_name = {step.name: step for step in steps}
     log = store.work / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{what.name}.log"

@@ -12,7 +12,7 @@ from pipeline.lease import Lease
 from pipeline.plan import State, Step, known, look_up
 from pipeline.recipe.sections import Cluster
 from pipeline.store import Store
-from pipeline.view.meters import Metered
+from pipeline.view.following.meters import Metered
 from stages import storage
 from stages.artifacts import MANIFEST
 from stages.errors import MissingArtifact, RecipeError

@@ -16,7 +16,7 @@ from pipeline.plan import plan
 from pipeline.recipe.load import load
 from pipeline.runner import run
 from pipeline.store import Store
-from pipeline.view.meters import COUNTERS, GAUGES, Metered
+from pipeline.view.following.meters import COUNTERS, GAUGES, Metered
 from stages.progress import Silent
 
 Samples = dict[tuple[str, str], float]  # (name, stage and unit) -> value

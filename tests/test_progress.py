@@ -13,8 +13,8 @@ import yaml
 from conftest import ROOT, Project
 from rich.console import Console
 
-from pipeline.view.lines import Lines, duration, is_for_lines
-from pipeline.view.terminal import bars
+from pipeline.view.following.lines import Lines, duration, is_for_lines
+from pipeline.view.following.terminal import bars
 
 
 def test_a_log_gets_a_line_every_so_often() -> None:

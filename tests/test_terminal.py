@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipeline.view.sparkline import sparkline
-from pipeline.view.terminal import bar, bars
+from pipeline.view.following.sparkline import sparkline
+from pipeline.view.following.terminal import bar, bars
 
 
 def console(encoding: str = "utf-8") -> Console:

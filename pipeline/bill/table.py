@@ -6,7 +6,7 @@ from rich.table import Table
 
 from pipeline.bill.bill import Bill
 from pipeline.bill.item import Item, Reference
-from pipeline.view.lines import duration
+from pipeline.view.following.lines import duration
 
 _UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 

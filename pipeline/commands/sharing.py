@@ -28,7 +28,7 @@ def export_command(
     what, _, _, steps = load_all(recipe, cluster, set_)
     with errors(Console(stderr=True)):
         pairs, scored = _pairs_and_logprobs(steps)
-        from pipeline.view.terminal import bar
+        from pipeline.view.following.terminal import bar
         from stages.sharing.trl import export_trl
 
         console = Console()
@@ -62,7 +62,7 @@ def merge_command(
     with errors(Console(stderr=True)):
         given = _numbers(weights) if weights else [1 / len(policies)] * len(policies)
         folders = [policy_at(name, cluster, set_ or []) for name in policies]
-        from pipeline.view.terminal import bar
+        from pipeline.view.following.terminal import bar
         from stages.sharing.average import average
 
         with bar(Console(), "merge", ()) as progress:

@@ -47,7 +47,7 @@ def sweep_command(
         print_results([look_at(trial, store) for trial in found], Console(), as_json)
         return
     from pipeline.cluster.connection import connected
-    from pipeline.view.terminal import bars, quiet
+    from pipeline.view.following.terminal import bars, quiet
 
     log = folder / "sweep.log"
     with (

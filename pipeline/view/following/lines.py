@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.view.trackers import Tracker
+from pipeline.view.following.trackers import Tracker
 
 EVERY = 30.0  # seconds between lines of one piece of work
 

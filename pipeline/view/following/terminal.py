@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from pipeline.view.lines import Lines, is_for_lines, lines
-from pipeline.view.sparkline import sparkline
-from pipeline.view.trackers import Tracker
+from pipeline.view.following.lines import Lines, is_for_lines, lines
+from pipeline.view.following.sparkline import sparkline
+from pipeline.view.following.trackers import Tracker
 
 # Which metrics stand beside the bar, under which short name.
 _SHOWN = {
