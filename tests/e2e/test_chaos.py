@@ -48,6 +48,7 @@ def project(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> Project:
     (tmp_path / "triples.jsonl").write_text(triples.replace("number 47?", "number <poison>?"))
     recipe = yaml.safe_load(project.recipe.read_text())
     recipe["shard"] |= {"num_parts": 24, "tokenizer": str(tmp_path / "tokenizer")}
+    recipe["score"]["accept"]["max_rejected_fraction"] = 0.02  # one of 56
     project.recipe.write_text(yaml.safe_dump(recipe))
     score = {"actors": 2, "max_tokens_per_batch": 1, "attempts": 1}
     cluster = {"root": str(tmp_path / "runs"), "address": ray_cluster, "score": score}
@@ -67,8 +68,9 @@ def wait_for(parts: int, folder: Path, driver: subprocess.Popen) -> None:
 
 def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
     (sharded,) = project.run(stages=["shard"]).values()
-    manifest_file = sharded.step.folder / "manifest.json"
-    manifest_file.write_text(manifest_file.read_text().replace('"largest_id"', '"largest_id_before"'))
+    made = Manifest.read(sharded.step.folder)
+    del made.facts["largest_id"]  # or ids past the vocabulary were refused before any is scored
+    made.write(sharded.step.folder)
     folder = project.plan()["score"].folder
     driver = start(project, "--only", "score")
     while len(actors := actors_of(ray_cluster, "PartScorer")) < 2:
