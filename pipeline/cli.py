@@ -34,6 +34,7 @@ from pipeline.commands.sweep import sweep_command
 from pipeline.commands.watch import watch_command
 from pipeline.look import look
 from pipeline.plan import State, Step
+from pipeline.recipe.load import load
 from pipeline.recipe.sections import Cluster
 from pipeline.runner import check_inputs, run
 from pipeline.store import Store, damage
@@ -71,7 +72,7 @@ def run_command(
         from pipeline.cluster.jobs import wait
 
         with errors(Console(stderr=True)):
-            wait(after)
+            wait(load(recipe, cluster, set_ or [])[1], after)
     what, where, store, steps = load_all(recipe, cluster, set_)
     selected = selected_of(only, from_, until, [step.name for step in steps])
     if dry_run:

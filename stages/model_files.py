@@ -176,10 +176,22 @@ def weight_shapes(name: str) -> dict[str, tuple[int, ...]]:
     folder = Path(name)
     found: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
-        with path.open("rb") as file:
-            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        head = _head(path)
         found |= {key: tuple(each["shape"]) for key, each in head.items() if key != "__metadata__"}
     return found
+
+
+def _head(path: Path) -> dict[str, Any]:
+    """What stands before the tensors: their dtypes, shapes and places."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise RecipeError(
+                f"{path} is no safetensors file: of its {size} bytes {length} would be the header. A pointer of "
+                "git-lfs and half a download look so. Fetch the model again"
+            )
+        return json_object(file.read(length), f"the header of {path}")
 
 
 def _config_text(name: str) -> str | bytes:

@@ -106,10 +106,11 @@ def plan(path: Path, *overrides: str) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Overrides: a tokenizer and a context without weights, and one triple, in place of what lies in the hub."""
+    """Overrides: a tokenizer, a context and a file of no weights, and a triple, in place of what lies in the hub."""
     folder = tmp_path_factory.mktemp("published")
     make_tokenizer(folder / "model")
     (folder / "model" / "config.json").write_text(json.dumps({"max_position_embeddings": 32768}))
+    (folder / "model" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     turns = [[{"role": "user", "content": "How?"}, {"role": "assistant", "content": answer}] for answer in ("so", "no")]
     (folder / "triples.jsonl").write_text(json.dumps({"prompt": "How?", "chosen": turns[0], "rejected": turns[1]}))
     return f"model={folder / 'model'}", f"shard.source={folder / 'triples.jsonl'}", f"cluster.root={folder / 'runs'}"

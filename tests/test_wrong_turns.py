@@ -64,6 +64,11 @@ class Here:
             (folder / file).symlink_to(self.model / file)
         return str(folder)
 
+    def pointed_model(self) -> str:
+        folder = Path(self.partial_model("config.json", *TOKENIZER))
+        (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        return str(folder)
+
     def compressed(self, content: bytes) -> dict[str, str]:
         (self.folder / "rows.jsonl.gz").write_bytes(content)
         return {"source": str(self.folder / "rows.jsonl.gz")}
@@ -102,6 +107,7 @@ TURNS: dict[str, Callable[[Here], list[str]]] = {
     "a cluster file that is not there": lambda here: ["plan", here.recipe(), "--cluster", "nothing.yaml"],
     "rows that are not there": lambda here: here.plan(shard={"source": "nothing.jsonl"}),
     "a hub name without network": lambda here: here.plan(model="org/model"),
+    "a pointer of git-lfs in place of weights": lambda here: here.plan(model=here.pointed_model()),
     "a model's folder without weights": lambda here: here.plan(model=here.partial_model("config.json", *TOKENIZER)),
     "a model's folder without tokenizer": lambda here: here.plan(
         model=here.partial_model("config.json", "model.safetensors")

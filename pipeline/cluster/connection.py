@@ -23,6 +23,7 @@ def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
     """
     import ray
 
+    prefer_named(cluster)
     # "local" starts one. Without an address Ray would join whatever cluster this machine already runs.
     address = cluster.address or (None if "RAY_ADDRESS" in os.environ else "local")
     try:
@@ -48,6 +49,15 @@ def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def prefer_named(cluster: Cluster) -> None:
+    """Within a job, let Ray take the address that the cluster file names, if it names one, before its own variable's.
+
+    Ray tells a job that its cluster is the one that was started last on the machine, which is another where it has two.
+    """
+    if _in_job() and cluster.address not in (None, "auto"):
+        os.environ["RAY_ADDRESS"] = cluster.address
 
 
 def check_fits(cluster: Cluster, have: dict[str, float]) -> None:
@@ -86,6 +96,10 @@ def _check_answers(address: str | None) -> None:
 
 def runtime_env(cluster: Cluster) -> dict[str, Any]:
     env_vars = {"TOKENIZERS_PARALLELISM": "false"} | cluster.env_vars
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # inside a submitted job, which has brought the code already
+    if _in_job():  # which has brought the code already
         return {"env_vars": env_vars}
     return {"working_dir": str(CODE), "excludes": _CODE_ALONE, "env_vars": env_vars}
+
+
+def _in_job() -> bool:
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline.cluster.connection import prefer_named
 from pipeline.plan import Identity
 from pipeline.recipe.sections import Cluster
 from stages import storage
@@ -122,10 +123,11 @@ def cancel(cluster: Cluster, jobs: Iterable[str]) -> list[str]:
     return [job for job in reversed(live) if client.stop_job(job)]
 
 
-def wait(job: str) -> None:
+def wait(cluster: Cluster, job: str) -> None:
     """Within a job: until that other one of the same cluster has ended. Raises MissingArtifact where it has failed."""
     from ray.job_submission import JobSubmissionClient
 
+    prefer_named(cluster)
     answered = time.monotonic()
     while True:
         try:

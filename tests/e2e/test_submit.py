@@ -53,14 +53,18 @@ class Starting(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def project(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> Iterator[Project]:  # noqa: ARG001
+def project(tmp_path: Path, tiny_model: Path, ray_cluster: str) -> Iterator[Project]:
     """Its cluster file names a dashboard with faults; its recipe a source and a judge that only its folder has."""
     Starting.dashboard = f"http://{ray._private.worker.global_worker.node.webui_url}"  # of ray_cluster
     Starting.asked.clear()
     project = make_project(tmp_path, tiny_model)
     with ThreadingHTTPServer(("127.0.0.1", 0), Starting) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        where = {"address": "auto", "dashboard": f"http://127.0.0.1:{server.server_port}", "python": sys.executable}
+        where = {
+            "address": ray_cluster,
+            "dashboard": f"http://127.0.0.1:{server.server_port}",
+            "python": sys.executable,
+        }
         project.cluster.write_text(yaml.safe_dump(yaml.safe_load(project.cluster.read_text()) | where))
         what = yaml.safe_load(project.recipe.read_text())
         (tmp_path / "sets").mkdir()

@@ -160,5 +160,4 @@ def test_a_node_goes_after_notice_and_another_comes(
     assert driver.wait(timeout=300) == 0, said.read_text()
     check_undisturbed(project, tmp_path)
     happened = [event["what"] for event in step.manifest.facts["happened"]]
-    assert "stood still" in happened
     assert happened.count("begun again") == 2

@@ -137,7 +137,7 @@ def _check_columns(known: list[tuple[int, dict[str, Any]]], shape: Shape, column
         wanted.append(prompt_column(known[0][1], columns))  # one that the recipe names is never done without
     if shape not in ("ranked", "compared"):
         finishes = ["finish"] if shape == "labelled" else ["chosen_finish", "rejected_finish"]
-        wanted += [getattr(columns, name) for name in finishes if name in columns.model_fields_set]
+        wanted += [each for name in finishes if (each := getattr(columns, name)) != getattr(Columns(), name)]
     for name in filter(None, wanted):
         if not any(name in row for _, row in known):
             raise RecipeError(_no_column(known[0][1], known[0][0], name, source))
