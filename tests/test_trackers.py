@@ -7,7 +7,7 @@ from conftest import Project
 from mlflow.tracking import MlflowClient
 
 from pipeline.recipe.sections import Mlflow, Recipe, Wandb
-from pipeline.view import trackers
+from pipeline.view.following import trackers
 from stages.errors import RecipeError
 
 
