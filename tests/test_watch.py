@@ -125,7 +125,10 @@ def test_a_port_that_is_taken_is_said(trained: Project) -> None:
 
 def test_ctrl_c_ends_it(trained: Project) -> None:
     command = [sys.executable, "-m", "pipeline", "watch", trained.recipe, "--cluster", trained.cluster, "--port", "0"]
-    watch = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    watch = subprocess.Popen(
+        [*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )  # fmt: skip
     assert watch.stdout is not None
     said = watch.stdout.readline()
     port = re.search(r"http://127\.0\.0\.1:(\d+)/  Ctrl-C ends it", said)
