@@ -46,7 +46,7 @@ class Lease:
                 seen = None  # where that fails, it is looked at as long again
                 continue
             if not told:
-                notify(_name(now[0]))
+                notify(now[0]["who"])
             told = True
             time.sleep(_POLL)
 
@@ -63,7 +63,7 @@ class Lease:
         """Raises ContractError where another process has taken over: this one stood still for too long."""
         now = _read(self.path)
         if now is None or now[0]["token"] != self._token:
-            other = "another run" if now is None else _name(now[0])
+            other = "another run" if now is None else now[0]["who"]
             raise ContractError(
                 f"{self.path.stem} was taken over by {other}, as this process gave no sign of life for "
                 f"{self.seconds:g} s. What it made is kept; leave it to that run"
@@ -77,8 +77,8 @@ class Lease:
 
     def _create(self) -> bool:
         """False where it is there. Whoever reads it finds all of it."""
-        mine = {"token": self._token, "process": os.getpid(), "node": platform.node(), "world": _world()}
-        mine |= {"started": _started(os.getpid()), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
+        mine: dict[str, Any] = {"token": self._token, "who": this_process()}
+        mine |= {"process": os.getpid(), "started": _started(os.getpid()), "world": _world()}
         written = self.path.with_name(f".{self._token}")
         written.write_text(json.dumps(mine))
         try:
@@ -111,10 +111,14 @@ class Lease:
                 os.utime(self.path)
 
 
+def this_process() -> str:
+    return f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 def holder(path: Path) -> str | None:
     """Who holds the lease of this file, if anybody does who has not died."""
     now = _read(path)
-    return None if now is None or _has_died(now[0]) else _name(now[0])
+    return None if now is None or _has_died(now[0]) else str(now[0]["who"])
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int] | None:
@@ -146,7 +150,3 @@ def _started(process: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]
-
-
-def _name(lease: dict[str, Any]) -> str:
-    return f"process {lease['process']} on {lease['node']} since {lease['since']}"

@@ -156,10 +156,6 @@ class Store:
         return manifest
 
 
-def this_process() -> str:
-    return f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
 def _writable(folder: Path, what: str) -> Path:
     probe = folder / ".writable"
     try:

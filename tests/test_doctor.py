@@ -8,12 +8,11 @@ import sysconfig
 import tomllib
 from pathlib import Path
 
-import pytest
 from conftest import ROOT
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.doctor.machine import is_free, machine
+from pipeline.doctor.machine import is_free, machine, ports
 from pipeline.doctor.packages import clashes, locked, needed
 from pipeline.recipe.sections import Cluster
 
@@ -82,14 +81,14 @@ def test_a_machine_that_is_too_small_is_a_fault(tmp_path: Path) -> None:
     assert found["store"].remedy
 
 
-def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_port_that_is_taken() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         assert not is_free(port)
-        monkeypatch.setattr("pipeline.doctor.machine._PORTS", {port: "Ray's dashboard"})
-        found = {each.about: each for each in machine(Cluster(root=str(tmp_path), work=str(tmp_path)))}
-        assert found["ports"].level == "warning"
-        assert f"{port} (Ray's dashboard)" in found["ports"].told
+        (found,) = ports({port: "Ray's dashboard"})
+        assert found.about == "ports"
+        assert found.level == "warning"
+        assert f"{port} (Ray's dashboard)" in found.told
     assert is_free(port)

@@ -88,7 +88,7 @@ def test_a_holder_of_another_node_is_dead_when_it_is_silent(path: Path) -> None:
     """Process numbers of another node, or container, say nothing here: one that has such a number may live."""
     lease = Lease(path, 1.5)
     lease.acquire(lambda _: None)
-    content = json.loads(path.read_text()) | {"world": "another", "node": "far"}
+    content = json.loads(path.read_text()) | {"world": "another", "who": "process 1 on far since noon"}
     path.write_text(json.dumps(content))
     waits, taken = Lease(path, 1.5), []
     thread = Thread(target=lambda: (waits.acquire(taken.append), taken.append("held")))

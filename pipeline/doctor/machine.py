@@ -17,7 +17,7 @@ _SHARED = Path("/dev/shm")
 _OBJECT_STORE = 0.3  # of the machine's memory: what Ray takes for its objects
 _NCCL = 1e9  # of shared memory, for the ranks of a machine
 _FULL = 0.95  # of a disk: from there on Ray refuses to write objects to it
-_PORTS = {8265: "Ray's dashboard", 6379: "a Ray head", 52365: "the agent that takes jobs"}
+PORTS = {8265: "Ray's dashboard", 6379: "a Ray head", 52365: "the agent that takes jobs"}
 
 
 def machine(cluster: Cluster) -> Iterator[Finding]:
@@ -27,7 +27,7 @@ def machine(cluster: Cluster) -> Iterator[Finding]:
     yield from _processors(cluster, count)
     yield from _shared_memory(count)
     yield from _disks(cluster)
-    yield from _ports()
+    yield from ports(PORTS)
 
 
 def _gpus() -> Iterator[Finding]:
@@ -125,21 +125,22 @@ def _disks(cluster: Cluster) -> Iterator[Finding]:
             yield Finding(what, "ok", told)
 
 
-def _ports() -> Iterator[Finding]:
+def ports(known: dict[int, str]) -> Iterator[Finding]:
+    """`known`: what usually listens there."""
     try:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
     except OSError as error:
         yield Finding("ports", "fault", f"no port of 127.0.0.1 can be had: {error}", "Ray talks through it: allow it")
         return
-    taken = [f"{port} ({what})" for port, what in _PORTS.items() if not is_free(port)]
+    taken = [f"{port} ({what})" for port, what in known.items() if not is_free(port)]
     if taken:
         yield Finding(
             "ports", "warning", f"taken: {', '.join(taken)}. A Ray cluster seems to run here",
             "Runs start one of their own beside it, and take other ports; to join it: cluster.address: auto",
         )  # fmt: skip
     else:
-        yield Finding("ports", "ok", f"free: {', '.join(map(str, _PORTS))}")
+        yield Finding("ports", "ok", f"free: {', '.join(map(str, known))}")
 
 
 def is_free(port: int) -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.store import Store, this_process
+from pipeline.lease import this_process
+from pipeline.store import Store
 
 Name = tuple[str, str]  # stage, and the first 12 digits of the fingerprint: as its folder is called
 

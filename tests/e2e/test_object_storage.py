@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,7 @@ def test_triples_models_and_artifacts_may_lie_in_object_storage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One run of all three stages, on a cluster of its own, whose workers have the environment."""
+    products = storage.copies().with_name("products")  # which library is the faster one, as the other run found it
     cache, work, root = tmp_path / "cache", tmp_path / "work", f"s3://{BUCKET}/team"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     project = make_project(tmp_path, tiny_model)
@@ -91,6 +93,9 @@ def test_triples_models_and_artifacts_may_lie_in_object_storage(
     assert {step.state for step in before.values()} == {"miss"}
     assert not cache.exists()  # a plan fetches nothing
     assert before["shard"].fingerprint == steps_of(project, store)["shard"].fingerprint
+    shutil.copytree(
+        products, cache / "raydpo" / "products"
+    )  # measured anew it may be the other, which rounds otherwise
     raydpo(project)
     steps, expected = steps_of(project, store), trained.plan()
     assert {step.state for step in steps.values()} == {"hit"}
@@ -103,7 +108,7 @@ def test_triples_models_and_artifacts_may_lie_in_object_storage(
         next(file for file in each["train"].manifest.files if file.name == "policy/model.safetensors")
         for each in (steps, expected)
     ]
-    assert weights[0].bytes == weights[1].bytes  # what they weigh in the last digit depends on the load of a machine
+    assert weights[0] == weights[1]
     for step in steps.values():
         assert not store.draft(step.stage.name, step.fingerprint).exists()
     tokenizers = [folder for folder in cache.glob("raydpo/objects/*/") if (folder / "tokenizer.json").exists()]

@@ -7,20 +7,14 @@ from typing import Any, NamedTuple
 
 from stages.errors import RecipeError
 from stages.shard.config import Chat, Columns, Shape, ShardConfig, Source
-from stages.shard.reading.opening import problem_of
-from stages.shard.shapes.known import PROMPTS, TEXTS, compared_of, label_columns, prompt_column
+from stages.shard.shapes.known import PROMPTS, compared_of, label_columns, prompt_column
 from stages.shard.shapes.messages import decoded
+from stages.shard.shapes.misfit import no_column, nothing_fits, raise_unreadable, unnamed_prompt
 from stages.shard.shapes.paired import shape_of_pair
 from stages.shard.shapes.ranked import is_ranked
 
 SAMPLE = 100  # rows
 SYSTEMS = ("system", "system_prompt")
-
-SHAPES = (
-    "The shapes there are: prompt, chosen and rejected (text, or lists of messages); chosen and rejected alone; "
-    "conversations of from/value with chosen and rejected; prompt and a list of completions with scores or ranks; "
-    "two responses and a preference; prompt, completion and label"
-)
 
 
 class Told(NamedTuple):
@@ -37,7 +31,7 @@ def tell(rows: Sequence[str], columns: Columns, source: str, shape: Shape = "aut
     """
     known = [(i, row) for i, row in enumerate(map(_object, rows)) if row is not None]
     if not known:
-        _raise_unreadable(rows, source)
+        raise_unreadable(rows, source)
     shapes = {i: shape_of(row, columns) for i, row in known}
     if not any(shapes.values()):  # a column of nothing but nulls is as good as none
         present = [(i, {key: value for key, value in row.items() if value is not None}) for i, row in known]
@@ -45,7 +39,7 @@ def tell(rows: Sequence[str], columns: Columns, source: str, shape: Shape = "aut
     votes = Counter(found for found in shapes.values() if found)
     if shape == "auto":
         if not votes:
-            raise RecipeError(_nothing_fits(known[0][1], known[0][0], columns, source))
+            raise RecipeError(nothing_fits(known[0][1], known[0][0], columns, source))
         shape = votes.most_common(1)[0][0]
     told = next((i for i, found in shapes.items() if found == shape), known[0][0])
     row = dict(known)[told]
@@ -84,7 +78,7 @@ def shape_of(row: dict[str, Any], columns: Columns) -> Shape | None:
     if compared := compared_of(row, columns):
         return "compared" if row[compared.preference] is not None else None
     if paired:
-        return shape_of_pair(row, columns) if not _unnamed_prompt(row, columns) else None
+        return shape_of_pair(row, columns) if not unnamed_prompt(row, columns) else None
     completion, label = label_columns(row, columns)
     if completion in row and label in row:
         return "labelled" if row[completion] is not None and row[label] is not None else None
@@ -97,19 +91,6 @@ def _object(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
-
-
-def _unnamed_prompt(row: dict[str, Any], columns: Columns) -> str | None:
-    """A column that is likely the prompt, though the recipe does not say so; where the completions hold none."""
-    chosen = decoded(row.get(columns.chosen))
-    if prompt_column(row, columns) in row:
-        return None
-    if isinstance(chosen, str) and chosen.startswith("\n\nHuman:"):
-        return None
-    opening = chosen[0] if isinstance(chosen, list) and chosen else None
-    if isinstance(opening, dict) and opening.get("role", opening.get("from")) not in ("assistant", "gpt"):
-        return None  # a whole dialogue
-    return next((name for name in (*PROMPTS, "input") if row.get(name)), None)
 
 
 def _of_messages(row: dict[str, Any], shape: Shape, columns: Columns, text: str) -> bool:
@@ -140,46 +121,7 @@ def _check_columns(known: list[tuple[int, dict[str, Any]]], shape: Shape, column
         wanted += [each for name in finishes if (each := getattr(columns, name)) != getattr(Columns(), name)]
     for name in filter(None, wanted):
         if not any(name in row for _, row in known):
-            raise RecipeError(_no_column(known[0][1], known[0][0], name, source))
-
-
-def _no_column(row: dict[str, Any], number: int, name: str, source: str) -> str:
-    return (
-        f"{source} has no column {name!r}; it has {', '.join(map(repr, row)) or 'none'}, by its row {number}. "
-        "Name its columns in the recipe: shard.columns: {prompt: .., chosen: .., rejected: ..}"
-    )
-
-
-def _nothing_fits(row: dict[str, Any], number: int, columns: Columns, source: str) -> str:
-    if {"response", "helpfulness"} <= row.keys() or ("response" in row and "score" in row):
-        return (
-            f"{source} has one scored response a row ({', '.join(map(repr, row))}), and a pair takes two of a prompt. "
-            "Of HelpSteer 2, take its preferences (response_1, response_2, preference_strength); else join the rows of "
-            "a prompt into lists `completions` and `scores`"
-        )
-    if (lone := _lone_answer(row, columns)) is not None:
-        return (
-            f"{source} has one answer a prompt, {lone!r} (of {', '.join(map(repr, row))}), and a pair takes two. Add a "
-            "column rejected, of worse answers; or a column label, of truths, for shard.rows: labelled and train.loss: "
-            "kto; or let the model answer the prompts, and a judge compare: sample and judge"
-        )
-    for name in (columns.chosen, columns.rejected):
-        if name not in row:
-            return f"{_no_column(row, number, name, source)}. {SHAPES}"
-    if unnamed := _unnamed_prompt(row, columns):
-        return (
-            f"{source} has no column {columns.prompt!r}, and {unnamed!r} is perhaps the prompt; it has "
-            f"{', '.join(map(repr, row))}. Say so in the recipe: shard.columns: {{prompt: {unnamed}}}; or set "
-            "shard.shape: implicit, if the completions hold the prompt"
-        )
-    kinds = ", ".join(f"{key!r} ({type(value).__name__})" for key, value in row.items())
-    return f"{source} has rows of no known shape; its row {number} has {kinds}. {SHAPES}"
-
-
-def _lone_answer(row: dict[str, Any], columns: Columns) -> str | None:
-    """The one answer of a row that is for fine-tuning."""
-    found = [name for name in TEXTS if isinstance(row.get(name), str) and prompt_column(row, columns, PROMPTS) in row]
-    return found[0] if len(found) == 1 and not {columns.chosen, columns.rejected} & row.keys() else None
+            raise RecipeError(no_column(known[0][1], known[0][0], name, source))
 
 
 def _others(votes: Counter[Shape], shape: Shape, told: int, source: str) -> str | None:
@@ -237,15 +179,3 @@ def _plain_text(sample: list[dict[str, Any]], shape: Shape, columns: Columns, so
             "are messages of a chat, set shard.text: chat"
         )
     return None
-
-
-def _raise_unreadable(rows: Sequence[str], source: str) -> None:
-    if not rows:
-        raise RecipeError(f"shard.source {source} has no rows. Name one that has some")
-    try:
-        first = json.loads(rows[0])
-    except (ValueError, RecursionError) as error:
-        if problem := problem_of(rows[0]):
-            raise RecipeError(f"the first row of {source} cannot be read: {problem}. Is it text in UTF-8?") from error
-        raise RecipeError(f"the first row of {source} is not JSON: {error}. One JSON object a line is read") from error
-    raise RecipeError(f"the first row of {source} is a {type(first).__name__}, not a JSON object with columns")
