@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: schemas demo frontier test test-gpu check lint bench-shard bench-train bench-sample bench-score bench-scale bench-checkpoint bench-memory bench-load bench-driver sbom audit clean
+.PHONY: schemas demo frontier test test-gpu check lint bench-shard bench-train bench-sample bench-score bench-scale bench-checkpoint bench-memory bench-load bench-driver bench-plan sbom audit clean
 
 demo: .venv/.runtime $(MODEL)  ## install, run all stages on the embedded triples, show what they changed
 	$(BIN)/raydpo run configs/recipes/demo.yaml
@@ -55,6 +55,9 @@ bench-load: .venv/.dev  ## what each of 2 ranks holds while a model of 4.3 GB is
 
 bench-driver: .venv/.dev  ## what the driver does for each part, up to 100,000 of them
 	$(BIN)/python -m tests.benchmarks.driver
+
+bench-plan: .venv/.dev $(MODEL)  ## time and memory that plan says, beside what stages take
+	$(BIN)/python -m tests.benchmarks.plan
 
 sbom: .venv/.runtime  ## sbom.json: what is locked, as a CycloneDX bill of materials
 	$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements infra/requirements/cpu.txt --output-file sbom.json

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from pipeline.bill.bill import bill_of
+from pipeline.cluster.room import living
 from pipeline.commands.arguments import (
     LAPTOP,
     AsJson,
@@ -48,11 +49,15 @@ app = typer.Typer(
 
 @app.command("plan")
 def plan_command(
-    recipe: RecipeFile, cluster: ClusterFile = LAPTOP, set_: Overrides = None, as_json: AsJson = False
+    recipe: RecipeFile,
+    cluster: ClusterFile = LAPTOP,
+    set_: Overrides = None,
+    live: Annotated[bool, typer.Option("--live", help="ask the running cluster whether it has room")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what each stage would do, and why, without doing it."""
     _, where, store, steps = load_all(recipe, cluster, set_)
-    _look(steps, where, store, as_json)
+    _look(steps, where, store, as_json, live)
 
 
 @app.command("run")
@@ -65,6 +70,9 @@ def run_command(
     until: Until = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="the same as plan")] = False,
     after: Annotated[str | None, typer.Option(metavar="JOB", help="within a Ray job: when this other one ends")] = None,
+    profile: Annotated[
+        int | None, typer.Option(metavar="STEPS", min=1, help="let so many steps of training leave a trace")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="show what Ray and vLLM print")] = False,
 ) -> None:
     """Make what is missing. Run again after any failure: finished work is kept."""
@@ -73,12 +81,14 @@ def run_command(
 
         with errors(Console(stderr=True)):
             wait(load(recipe, cluster, set_ or [])[1], after)
+    if profile is not None:
+        set_ = [*(set_ or []), f"cluster.train.profile_steps={profile}"]
     what, where, store, steps = load_all(recipe, cluster, set_)
     selected = selected_of(only, from_, until, [step.name for step in steps])
     if dry_run:
         _look(steps, where, store, as_json=False)
         return
-    from pipeline.view.following.trackers import check, trackers
+    from pipeline.view.following.trackers import check, log_samples, trackers
 
     with errors(Console(stderr=True)):
         check_inputs(steps, selected)
@@ -95,12 +105,15 @@ def run_command(
         done = list(
             run(
                 steps, selected, where, store,
-                connect=lambda: connected(where, verbose),
+                connect=lambda: connected(where, verbose, {by_name[name].stage.name for name in selected}),
                 progress=lambda name: bar(console, name, trackers(what, log, by_name[name])),
                 notify=lambda message: console.print(message, soft_wrap=True),
             )
         )  # fmt: skip
         print_done(done, console)
+        last = {row.step.stage.name: row for row in done}
+        if {"train", "evaluate"} <= last.keys() and last["evaluate"].state == "done":
+            log_samples(what, last["train"].step, last["evaluate"].step, log.parent)
         write_after(what, store, any(row.state == "done" for row in done), console)
 
 
@@ -189,11 +202,11 @@ def main() -> None:
     app()
 
 
-def _look(steps: list[Step], where: Cluster, store: Store, as_json: bool) -> None:
+def _look(steps: list[Step], where: Cluster, store: Store, as_json: bool, live: bool = False) -> None:
     """The plan, what it costs, and then what a run would stop at."""
     with errors(Console(stderr=True)):
         lines, bill = [], None
         try:
-            lines, bill = look(steps, where), bill_of(steps, where, store)
+            lines, bill = look(steps, where, living(where) if live else None), bill_of(steps, where, store)
         finally:
             print_plan(steps, lines, as_json, bill)

@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from stages import storage
 from stages.digests import sha256_of
 from stages.errors import RecipeError
 from stages.model_files import base_of, check_tokenizer, is_tokenizer_file, split_revision
 from stages.shard.reading.files import SUFFIXES, matched
+from stages.storage import named
+from stages.storage.place import is_remote
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -51,8 +52,8 @@ class Digests:
 
 def model_identity(name: str, digests: Digests, field: str, tokenizer_only: bool = False) -> tuple[str, str]:
     """(name to load, identity) of a model. With `tokenizer_only`, its weights are not part of the identity."""
-    if storage.is_remote(name):
-        return storage.identity_of(name, _is_of_tokenizer if tokenizer_only else None)
+    if is_remote(name):
+        return named.identity_of(name, _is_of_tokenizer if tokenizer_only else None)
     folder = _path(name, field)
     if folder.is_dir():
         files = [p for p in folder.rglob("*") if p.is_file() and not _hidden(p, folder)]
@@ -87,8 +88,8 @@ def source_identity(name: str, digests: Digests, field: str) -> tuple[str, str]:
     """(name to read, identity) of a set of triples: a file, a folder, a glob pattern, or a hub name; in object storage
     the name has a mark of what lies there.
     """
-    if storage.is_remote(name):
-        return storage.identity_of(name)
+    if is_remote(name):
+        return named.identity_of(name)
     path = _path(name, field)
     if path.is_file():
         return str(path.resolve()), f"sha256:{digests.of_file(path)}"

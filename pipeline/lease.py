@@ -2,12 +2,14 @@
 
 A lock of the operating system is that of one machine, or of what a network file system makes of it. All that is asked
 for here is that a link is made once, and that an open file shows its time of change (NFS: close-to-open consistency).
-No two clocks are compared: who waits looks whether the file still changes.
+No two clocks are compared: who waits looks whether the file still changes, and who looks but once asks the file system
+for the time that it would give to a file.
 """
 
 import json
 import os
 import platform
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -20,15 +22,19 @@ from typing import Any
 from stages.errors import ContractError
 
 SECONDS = 60.0  # without a beat, and its holder is taken for dead; one that is seen to have died is so at once
+_LONG = 600.0  # the same, for who looks but once
 _BEATS = 6  # in that time
 _POLL = 0.5  # seconds between two looks of who waits
 
 
 class Lease:
-    """Held from `acquire`, or a `take` that succeeds, to `release`. `path` is the file; its folder is there."""
+    """Held from `acquire`, or a `take` that succeeds, to `release`. `path` is the file; its folder is there.
 
-    def __init__(self, path: Path, seconds: float = SECONDS):
-        self.path, self.seconds = path, seconds
+    `told`: plain data, for `holder`.
+    """
+
+    def __init__(self, path: Path, seconds: float = SECONDS, told: dict[str, Any] | None = None):
+        self.path, self.seconds, self._told = path, seconds, told or {}
         self._token = uuid.uuid4().hex
         self._ended = Event()
 
@@ -51,7 +57,7 @@ class Lease:
             time.sleep(_POLL)
 
     def take(self) -> bool:
-        """Hold it, if nobody does who has not been seen to die."""
+        """Hold it, if nobody does who has not been seen to die. ContractError where the folder takes no links."""
         now = _read(self.path)
         if now is not None and _has_died(now[0]):
             self._clear(now[0])
@@ -78,13 +84,18 @@ class Lease:
     def _create(self) -> bool:
         """False where it is there. Whoever reads it finds all of it."""
         mine: dict[str, Any] = {"token": self._token, "who": this_process()}
-        mine |= {"process": os.getpid(), "started": _started(os.getpid()), "world": _world()}
+        mine |= {"process": os.getpid(), "started": _started(os.getpid()), "world": _world(), **self._told}
         written = self.path.with_name(f".{self._token}")
         written.write_text(json.dumps(mine))
         try:
             os.link(written, self.path)
         except FileExistsError:
             return False
+        except OSError as error:
+            raise ContractError(
+                f"{self.path.parent} takes no links, by which runs keep out of each other's way: {error.strerror}. Put "
+                "cluster.root, or cluster.work where there is one, on a file system with hard links"
+            ) from error
         finally:
             written.unlink()
         return True
@@ -115,10 +126,13 @@ def this_process() -> str:
     return f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def holder(path: Path) -> str | None:
-    """Who holds the lease of this file, if anybody does who has not died."""
+def holder(path: Path) -> dict[str, Any] | None:
+    """What the holder of this lease says of itself, "who" it is at least; None where nobody holds it who lives."""
     now = _read(path)
-    return None if now is None or _has_died(now[0]) else str(now[0]["who"])
+    if now is None or _has_died(now[0]):
+        return None
+    elsewhere = now[0]["world"] != _world()
+    return None if elsewhere and _now(path.parent) - now[1] > _LONG * 1e9 else now[0]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int] | None:
@@ -128,6 +142,12 @@ def _read(path: Path) -> tuple[dict[str, Any], int] | None:
             return json.load(file), os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
+
+
+def _now(folder: Path) -> int:
+    """By the clock that dates its files, which is a file server's where there is one; nanoseconds."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime_ns
 
 
 def _has_died(lease: dict[str, Any]) -> bool:

@@ -1,9 +1,10 @@
 """What a run would say after its start, said before it: of the first rows, and of this machine."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.cluster.connection import check_fits
+from pipeline.cluster.room import Node, check_fits, described, told
 from pipeline.plan import State, Step
 from pipeline.recipe.sections import Cluster
 from stages.model_files import check_weights
@@ -18,16 +19,19 @@ from stages.train.memory.look import look as look_at_memory
 _UNCOUNTED = ("/dev/kfd", "/dev/dxg", "/dev/accel0", "/dev/xpu")  # accelerators that are not counted here
 
 
-def look(steps: list[Step], cluster: Cluster) -> list[str]:
+def look(steps: list[Step], cluster: Cluster, nodes: Sequence[Node] | None = None) -> list[str]:
     """Lines for people, of which those that begin with "Warning: " are warnings. Nothing is read where all is made.
 
-    Raises RecipeError for what would stop the run.
+    `nodes`: what is looked for room on; left out, those that the cluster file describes, or this machine, where Ray is
+    started here. Raises RecipeError for what would stop the run.
     """
     missing = [step for step in steps if step.state in (State.MISS, State.PARTIAL)]
     here = cluster.address is None and "RAY_ADDRESS" not in os.environ
-    if missing and here:
-        check_fits(cluster, machine())
-    lines = []
+    stages = {step.stage.name for step in missing}
+    nodes = described(cluster) if nodes is None else nodes
+    if here and not nodes:
+        check_fits(cluster, stages, Node(machine()))
+    lines = list(told(cluster, stages, nodes)) if nodes else []
     for step in missing:
         _check_models(step)
         if step.state == State.MISS and (seen := _first_rows(step)) is not None:

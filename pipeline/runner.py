@@ -13,10 +13,10 @@ from pipeline.plan import State, Step, known, look_up
 from pipeline.recipe.sections import Cluster
 from pipeline.store import Store
 from pipeline.view.following.meters import Metered
-from stages import storage
 from stages.artifacts import MANIFEST
 from stages.errors import MissingArtifact, RecipeError
 from stages.progress import Progress
+from stages.storage import folders
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _clear_damage(step: Step) -> None:
     """An artifact with missing or damaged files is unfinished again; its good parts stay."""
     if not (step.folder / MANIFEST).exists():
         return
-    manifest, there = step.manifest, storage.sizes(step.folder)
+    manifest, there = step.manifest, folders.sizes(step.folder)
     (step.folder / MANIFEST).unlink()
     for record in manifest.files:
         if there.get(record.name, record.bytes) != record.bytes:

@@ -13,14 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from pipeline.fingerprint import fingerprint
 from pipeline.lease import Lease, holder
-from stages import storage
 from stages.artifacts import MANIFEST, Manifest, list_files
 from stages.digests import sha256_of
 from stages.errors import ContractError, RecipeError
+from stages.storage import folders
+from stages.storage.place import is_remote, open_root
 
 MAKING = ".making.json"  # at the top of a draft: what is being made there, for who looks at it before its manifest
 _log = logging.getLogger("raydpo")
@@ -33,16 +32,16 @@ class Store:
     storage, one on a disk, from which they are sent there when they are finished.
     """
 
-    root: Path  # or what stands for one in object storage: stages.storage.open_root
+    root: Path  # or what stands for one in object storage: stages.storage.place.open_root
     work: Path
 
     @classmethod
     def open(cls, root: str, work: str) -> "Store":
         """Make the folders if need be. Raises RecipeError where they cannot be written."""
-        if not storage.is_remote(root):
+        if not is_remote(root):
             folder = _writable(Path(root).expanduser().resolve(), "root")
             return cls(folder, folder)
-        return cls(storage.open_root(root), _writable(Path(work).expanduser().resolve(), "work"))
+        return cls(open_root(root), _writable(Path(work).expanduser().resolve(), "work"))
 
     def folder(self, stage: str, fingerprint: str) -> Path:
         """Of the finished artifact."""
@@ -60,7 +59,7 @@ class Store:
         folder, draft = self.folder(stage, fingerprint), self.draft(stage, fingerprint)
         draft.mkdir(parents=True, exist_ok=True)
         if draft != folder:
-            storage.download(folder, draft)
+            folders.download(folder, draft)
         (draft / MAKING).write_text(json.dumps({"payload": payload, "origin": origin}))
         return draft
 
@@ -71,7 +70,7 @@ class Store:
         copy = self.copies.joinpath(*folder.parts[-3:])
         if not copy.exists():
             unfinished = copy.with_name(f".{copy.name}.{os.getpid()}")
-            storage.download(folder, unfinished)
+            folders.download(folder, unfinished)
             unfinished.rename(copy)
         return copy
 
@@ -100,12 +99,25 @@ class Store:
     def leases(self) -> Iterator[tuple[str, str, str]]:
         """(stage, name, who) of artifacts that are being made."""
         for path in self._locks.glob("[!.]*.json"):
-            if (who := holder(path)) is not None:
-                yield *path.stem.rsplit("-", 1), who  # type: ignore[misc]
+            if (told := holder(path)) is not None:
+                yield *path.stem.rsplit("-", 1), told["who"]
 
-    def lock(self, name: str) -> FileLock:
-        """Of what one process does at a time."""
-        return FileLock(self._locks / f"{name}.lock")
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Nobody begins to use anything, and nobody else removes anything, as long as it lasts."""
+        lease = Lease(self._locks / "removal.lease")
+        lease.acquire(lambda who: _log.info("%s removes something; this run waits for its end", who))
+        try:
+            yield
+        finally:
+            lease.release()
+
+    @property
+    def uses(self) -> Path:
+        """Of notes of what living processes use: pipeline.keeping.uses."""
+        folder = self.work / ".in-use"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     @property
     def _locks(self) -> Path:
@@ -151,7 +163,7 @@ class Store:
         manifest = Manifest(stage, fingerprint, payload, files, facts, provenance)
         manifest.write(folder)
         if folder != self.folder(stage, fingerprint):
-            storage.upload(folder, self.folder(stage, fingerprint), last=MANIFEST)
+            folders.upload(folder, self.folder(stage, fingerprint), last=MANIFEST)
             shutil.rmtree(folder)
         return manifest
 
@@ -185,7 +197,7 @@ def read_manifest(stage: str, folder: Path) -> Manifest:
 
 def damage(folder: Path, manifest: Manifest, content: bool) -> list[str]:
     """What is wrong with an artifact's files, a line each; with `content` the digests are checked too."""
-    problems, there = [], storage.sizes(folder)
+    problems, there = [], folders.sizes(folder)
     for record in manifest.files:
         if record.name not in there:
             problems.append(f"{record.name} is missing")

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages import schema, spans, storage
+from stages import schema, spans
 from stages.digests import Noted, read_manifest, written_manifest
 from stages.errors import ContractError, MissingArtifact
+from stages.storage import folders
 
 MANIFEST = "manifest.json"
 
@@ -213,7 +214,7 @@ def check_covers(logprobs: pa.Table, pairs: pa.Table, where: str) -> None:
 
 def _rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
     for path in paths:
-        with storage.opened(path) as source, pq.ParquetFile(source) as file:
+        with folders.opened(path) as source, pq.ParquetFile(source) as file:
             for batch in file.iter_batches(100):
                 yield from batch.to_pylist()
 

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stages import storage
 from stages.errors import RecipeError
+from stages.storage import named
+from stages.storage.place import is_remote
 
 # Of a model folder, what decides how text becomes token ids. Other weights do not change the pairs.
 TOKENIZER_FILES = (
@@ -29,8 +30,8 @@ def split_revision(name: str) -> tuple[str, str | None]:
     is the base model.
     """
     name = base_of(name)
-    if storage.is_remote(name):
-        return str(storage.fetched(name)), None
+    if is_remote(name):
+        return str(named.fetched(name)), None
     if Path(name).exists():
         return name, None
     base, _, revision = name.partition("@")
@@ -40,7 +41,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
 def adapter_at(name: str) -> Path | None:
     """The folder of an adapter, as peft saves it, where `name` is one of this machine."""
     folder = Path(name)
-    return folder if not storage.is_remote(name) and (folder / _ADAPTER).is_file() else None
+    return folder if not is_remote(name) and (folder / _ADAPTER).is_file() else None
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
@@ -65,8 +66,8 @@ def tokenizer_at(name: str) -> tuple[str, str | None]:
     """As `split_revision`, for who needs the tokenizer alone: weights are not fetched. An adapter may have its own."""
     if adapter_at(name) and (Path(name) / "tokenizer_config.json").is_file():
         return name, None
-    if storage.is_remote(name):
-        return str(storage.fetched(name, lambda file: not file.endswith(WEIGHTS))), None
+    if is_remote(name):
+        return str(named.fetched(name, lambda file: not file.endswith(WEIGHTS))), None
     return split_revision(name)
 
 
@@ -195,8 +196,8 @@ def _head(path: Path) -> dict[str, Any]:
 
 
 def _config_text(name: str) -> str | bytes:
-    if storage.is_remote(name):
-        return storage.read_text(name, "config.json")
+    if is_remote(name):
+        return named.read_text(name, "config.json")
     folder, revision = split_revision(name)
     if Path(folder).is_dir():
         try:

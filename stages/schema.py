@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages import spans, storage
+from stages import spans
 from stages.errors import ContractError
+from stages.storage import folders
 
 PAIRS = pa.schema(
     [
@@ -205,7 +206,7 @@ def read_part(path: Path, schemas: tuple[pa.Schema, ...], remedy: str) -> pa.Tab
 def read_columns(path: Path, columns: list[str] | None, remedy: str) -> pa.Table:
     """Some columns of a part, or all; raises ContractError where it is damaged."""
     try:
-        with storage.opened(path) as source:
+        with folders.opened(path) as source:
             return pq.read_table(source, columns=columns, partitioning=None, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise ContractError(f"{path} cannot be read as Parquet: {error}. {remedy}") from error

@@ -24,8 +24,11 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.plan import Step, known
+from pipeline.recipe.sections import Recipe, Wandb
 from pipeline.runner import Done
 from pipeline.store import Store
+from pipeline.view.effect import read_samples
+from pipeline.view.following.trackers import log_samples
 from pipeline.view.tables import print_done
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError, RecipeError
@@ -115,6 +118,22 @@ def test_held_out_figures_are_those_of_training(trained: Project, evaluated: Eva
     assert sum(each["pairs"] for each in told["calibration"]["bins"]) == told["pairs"]
     rows = pq.read_table(evaluated.folder / "pairs.parquet")
     assert np.mean(rows["loss"].to_numpy()) == pytest.approx(told["loss"]["value"], abs=1e-5)
+
+
+def test_samples_go_to_wandb_as_a_table(
+    trained: Project, evaluated: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    steps = trained.plan(ASKED)
+    recipe = Recipe(name="mine", wandb=Wandb(project="tests"))
+    log_samples(recipe, steps["train"], steps["evaluate"], tmp_path, most=5)
+    run = f"wandb/offline-run-*-{steps['train'].fingerprint[:32]}"
+    (table,) = tmp_path.glob(f"{run}/files/media/table/*.table.json")
+    expected = [
+        [row["prompt"], *(row[who][told] for who in ("policy", "reference") for told in ("text", "reward", "tokens"))]
+        for row in read_samples(evaluated, 5)
+    ]
+    assert json.loads(table.read_text())["data"] == expected
 
 
 def test_rewards_are_the_judge_s(trained: Project, evaluated: Evaluation, tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_run_notices_what_was_removed_since_its_plan(trained: Project, tmp_pat
     shutil.rmtree(steps[1].folder)
     with pytest.raises(MissingArtifact, match=r"score .* has been removed since this run was planned\. Run again"):
         list(run(steps, ["train"], cluster, store, nullcontext, lambda _: nullcontext(), print))
-    assert not list((tmp_path / "runs" / ".uses").glob("*.json"))
+    assert not list((tmp_path / "runs" / ".in-use").iterdir())
 
 
 STAGES = ("sample", "judge", "shard", "score", "train", "evaluate")

@@ -1,6 +1,7 @@
 """Who makes an artifact, known by processes of one machine and of others."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -104,6 +105,20 @@ def test_a_holder_of_another_node_is_dead_when_it_is_silent(path: Path) -> None:
     lease.release()  # of what it holds no more
     waits.check()
     waits.release()
+
+
+def test_who_looks_but_once_takes_a_holder_of_another_node_for_dead_after_ten_minutes(path: Path) -> None:
+    lease = Lease(path, 600, told={"artifacts": ["a"]})
+    assert lease.take()
+    ours = json.loads(path.read_text())
+    for world, minutes, lives in ((ours["world"], 60, True), ("another", 9, True), ("another", 11, False)):
+        path.write_text(json.dumps(ours | {"world": world}))
+        os.utime(path, (0, time.time() - 60 * minutes))
+        assert (holder(path) is not None) == lives
+    path.write_text(json.dumps(ours))
+    assert holder(path)["artifacts"] == ["a"]
+    lease.release()
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_holder_in_another_namespace_of_processes(path: Path) -> None:

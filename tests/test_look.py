@@ -12,11 +12,14 @@ import pytest
 import yaml
 from conftest import ROOT, Project, make_project, make_tokenizer
 
+from pipeline.cluster.room import Node
 from pipeline.look import look, machine
-from pipeline.recipe.sections import Cluster
+from pipeline.recipe.sections import Cluster, Nodes
+from stages.config import Elastic
 from stages.errors import RecipeError
 from stages.sample.config import SampleConfig
 from stages.sample.look import look as look_at_prompts
+from stages.score.config import ScoreResources
 from stages.shard.config import Chat, ShardConfig
 from stages.shard.look import look as look_at_rows
 from stages.shard.tokenization import load_tokenizer
@@ -230,6 +233,29 @@ def test_more_workers_than_this_machine_has(tmp_path: Path, tiny_model: Path) ->
         with pytest.raises(RecipeError, match=r"each with 1 GPUs, and this machine has 0"):
             look(steps, Cluster(train=TrainResources(gpus_per_worker=1)))
     assert look(steps, Cluster(train=TrainResources(workers=1000), address="auto"))  # it may well have them
+
+
+def test_each_stage_is_told_of_the_nodes_that_it_may_have(tmp_path: Path, tiny_model: Path) -> None:
+    """Room is on nodes with the labels, and a worker is on one node."""
+    steps = list(make_project(tmp_path, tiny_model).plan().values())
+    large, small = {"kind": "large"}, {"kind": "small"}
+    cluster = Cluster(
+        nodes=(Nodes(count=3, cpus=4, gpus=4, labels=small), Nodes(count=2, cpus=90, gpus=8, labels=large)),
+        score=ScoreResources(actors=Elastic(min=2, max=99), gpus_per_actor=3, labels=small),
+        train=TrainResources(workers=17, cpus_per_worker=8, gpus_per_worker=1, labels=large),
+    )
+    score, train = [line for line in look(steps, cluster) if "there is room for" in line]
+    assert (
+        score == "cluster.score.actors is 2, each with 1 CPUs and 3 GPUs on nodes with kind=small: there is room for 3"
+    )
+    assert train == (
+        "Warning: cluster.train.workers is 17, each with 8 CPUs and 1 GPUs on nodes with kind=large: there is room for "
+        "16, and the stage waits until there is more"
+    )
+    more = [Node({"CPU": 90, "GPU": 8}, large)] * 3
+    assert any(line.endswith("kind=large: there is room for 24") for line in look(steps, cluster, more))
+    with pytest.raises(RecipeError, match=r"this machine has no labels\. Leave out cluster\.score\.labels"):
+        look(steps, Cluster(score=ScoreResources(labels=small)))
 
 
 def test_looking_is_light(tmp_path: Path, tiny_model: Path) -> None:

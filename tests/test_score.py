@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages import schema, spans
 from stages.artifacts import Manifest, PreferencePairs, ReferenceLogprobs
+from stages.config import Elastic
 from stages.errors import ContractError, RecipeError
 from stages.score.config import Acceptance, ScoreConfig, ScoreResources
 from stages.score.run import score
@@ -114,6 +115,13 @@ def test_a_rerun_makes_only_what_is_missing(trained: Project, tmp_path: Path) ->
     known = ReferenceLogprobs(step.folder).read(pairs.parts[0], pairs.read(pairs.parts[0]))
     for column in ("ref_chosen_logps", "ref_rejected_logps"):
         np.testing.assert_allclose(made[column].to_numpy(), known[column].to_numpy(), atol=1e-4)
+
+
+def test_a_pool_that_grows_writes_the_same(trained: Project, tmp_path: Path) -> None:
+    step, pairs = trained.plan()["score"], PreferencePairs(trained.plan()["shard"].folder)
+    score(step.config, pairs=pairs, out=tmp_path, resources=ScoreResources(actors=Elastic(min=1, max=2)))
+    for part in pairs.parts:
+        assert (tmp_path / part).read_bytes() == (step.folder / part).read_bytes()
 
 
 def test_a_damaged_part_of_pairs_is_named(trained: Project, tmp_path: Path) -> None:

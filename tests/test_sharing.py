@@ -26,7 +26,7 @@ from pipeline.keeping.hub import pack
 from stages import schema
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError, RecipeError
-from stages.sharing.average import average
+from stages.sharing.average import Ties, average
 from stages.sharing.trl import named, rows
 
 
@@ -121,6 +121,35 @@ def test_an_average_is_the_average(tiny_model: Path, moved: Path, tmp_path: Path
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tiny_model / "tokenizer.json").read_bytes()
 
 
+def test_what_policies_agree_on_is_added_to_their_start(tiny_model: Path, moved: Path, tmp_path: Path) -> None:
+    """TIES as its paper says it (section 4, with lambda 1), a number at a time."""
+    other = tmp_path / "other"
+    shutil.copytree(moved, other)
+    model = AutoModelForCausalLM.from_pretrained(moved, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.sub_(0.1 * torch.randn_like(weight))
+    model.save_pretrained(other)
+    average([moved, other], [1, 1], tmp_path / "out", ties=Ties(tiny_model, 0.3))
+    start, one, two, merged = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+        for folder in (tiny_model, moved, other, tmp_path / "out")
+    )
+    for name, weight in merged.items():
+        changes = torch.stack([one[name] - start[name], two[name] - start[name]]).flatten(1)
+        for change in changes:
+            change[change.abs().argsort()[: change.numel() - int(0.3 * change.numel())]] = 0
+        expected = []
+        for both in changes.T.tolist():
+            sign = 1 if sum(both) >= 0 else -1
+            agreeing = [value for value in both if value * sign > 0]
+            expected.append(sum(agreeing) / max(len(agreeing), 1))
+        torch.testing.assert_close((weight - start[name]).flatten(), torch.tensor(expected), atol=1e-6, rtol=1e-4)
+    assert json.loads((tmp_path / "out" / "average.json").read_text())[-1] == {"base": str(tiny_model), "density": 0.3}
+    with pytest.raises(RecipeError, match=r"--density 1\.5 is no share of the changes"):
+        average([moved, other], [1, 1], tmp_path / "more", ties=Ties(tiny_model, 1.5))
+
+
 def test_policies_without_an_average_are_refused(tiny_model: Path, moved: Path, tmp_path: Path) -> None:
     out, both = tmp_path / "out", [tiny_model, moved]
     wider = make_llama(tmp_path / "wider", intermediate_size=160)
@@ -174,10 +203,13 @@ def test_policies_are_named_by_recipes_artifacts_and_folders(trained: Project, t
 def test_an_adapter_names_its_model_as_others_know_it(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "base_model_name_or_path": "/home/me/model"}))
     (tmp_path / "README.md").write_text("peft's own")
-    files = pack("org/name", tmp_path, [], "card", "org/base").files
+    files = pack("org/name", tmp_path, [], {}, "card", "org/base").files
     assert json.loads(files["adapter_config.json"]) == {"r": 8, "base_model_name_or_path": "org/base"}
     assert files["README.md"] == b"card"
-    assert pack("org/name", tmp_path, [], "card", None).files["adapter_config.json"] == tmp_path / "adapter_config.json"
+    assert (
+        pack("org/name", tmp_path, [], {}, "card", None).files["adapter_config.json"]
+        == tmp_path / "adapter_config.json"
+    )
 
 
 def push(project: Project, hub: Hub, token: str) -> subprocess.CompletedProcess:
@@ -226,4 +258,7 @@ def test_a_hub_has_the_policy_and_its_card(trained: Project) -> None:
         assert hub.files[f"org/tiny/{path.name}"] == path.read_bytes()
     assert hub.files["org/tiny/metrics.jsonl"] == (step.folder / "metrics.jsonl").read_bytes()
     assert b"# tiny" in hub.files["org/tiny/README.md"]
+    for name in ("train-loss", "train-accuracies", "train-rewards", "train-logps"):
+        assert f"![{name}](figures/{name}.png)".encode() in hub.files["org/tiny/README.md"]
+        assert hub.files[f"org/tiny/figures/{name}.png"].startswith(b"\x89PNG")
     hub.http.shutdown()

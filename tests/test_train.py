@@ -1,6 +1,8 @@
 """Training on the tiny model: what it computes, what it writes, what it refuses."""
 
 import dataclasses
+import gzip
+import json
 import math
 import shutil
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Project
-from ranks import train_on
+from ranks import figures, train_on
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -50,6 +52,23 @@ def test_training_starts_at_log_2_and_learns(policy: PolicyCheckpoint) -> None:
     assert first["check/ref_drift"] < 1e-4
     assert last["loss"] < 0.9 * first["loss"]
     assert last["eval/rewards/margins"] > before["eval/rewards/margins"] + 0.01
+
+
+def test_some_steps_leave_a_trace_of_each_rank(
+    trained: Project, policy: PolicyCheckpoint, inputs: tuple, tmp_path: Path
+) -> None:
+    """Of 6 steps the first two are not looked at, and 3 are; what is trained is the same."""
+    config = trained.plan()["train"].config
+    job = Job(config, TrainResources(profile_steps=3), *inputs, tmp_path / "out", 128)
+    train_on(job, world=2)
+    for rank in range(2):
+        with gzip.open(job.out / "profile" / f"rank-{rank}.json.gz") as file:
+            named = [event.get("name", "") for event in json.load(file)["traceEvents"]]
+        assert sum(name.startswith("ProfilerStep#") for name in named) == 3
+        assert "Optimizer.step#AdamW.step" in named
+    assert [line["loss"] for line in policy.metrics[1:]] == pytest.approx(
+        [loss for (loss,) in figures(job.out, ("loss",))[1:]], abs=1e-5
+    )
 
 
 def test_cached_equals_live(inputs: tuple, policy: PolicyCheckpoint, tiny_model: Path) -> None:

@@ -28,13 +28,14 @@ from pipeline.plan import look_up
 from pipeline.recipe.load import load
 from pipeline.recipe.reading import parse
 from pipeline.store import Store, damage
-from stages import storage
 from stages.artifacts import MANIFEST, Manifest
 from stages.digests import written_manifest
 from stages.errors import ContractError, MissingArtifact, RecipeError
 from stages.judge.function import Function
 from stages.logps.reading.loading import load as load_model
 from stages.names import inside
+from stages.storage import folders, named
+from stages.storage.place import place
 
 FOR_USERS = (ContractError, MissingArtifact, RecipeError)
 OUT = ["../precious", "/etc/precious", "a/../../precious", "..", "", "a\0b"]
@@ -128,9 +129,9 @@ def test_keys_of_object_storage_stay_in_their_folder(tmp_path: Path, monkeypatch
         system.store[key] = type(system).open and fsspec.implementations.memory.MemoryFile(system, key, b"{}")
     try:
         with pytest.raises(ContractError, match="leads out of its folder"):
-            storage.fetched("memory://trust/set")
+            named.fetched("memory://trust/set")
         with pytest.raises(ContractError, match="leads out of its folder"):
-            storage.download(storage._place("memory://trust/set"), tmp_path / "to")
+            folders.download(place("memory://trust/set"), tmp_path / "to")
     finally:
         system.store.clear()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

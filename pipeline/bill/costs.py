@@ -10,6 +10,7 @@ from pipeline.bill.speed import Speed
 from pipeline.plan import State, Step
 from pipeline.recipe.sections import Cluster
 from pipeline.store import Store
+from stages.config import most
 from stages.evaluate.config import EvaluateConfig
 from stages.sample.config import SampleConfig
 from stages.score.config import ScoreConfig
@@ -71,8 +72,8 @@ def _score(step: Step, config: ScoreConfig, amount: Amount, item: Item, cluster:
     if step.state in _MADE or (sizes := sizes_of(config.model)) is None:
         return item
     flops = work.scored(sizes, amount, config, resources)
-    gpus = resources.actors * resources.gpus_per_actor
-    devices, device = (gpus, "GPU") if gpus else (resources.actors * resources.cpus_per_actor, "core")
+    gpus = most(resources.actors) * resources.gpus_per_actor
+    devices, device = (gpus, "GPU") if gpus else (most(resources.actors) * resources.cpus_per_actor, "core")
     told = earlier.of_score(step, resources, store, sizes) or _by_peak("score", devices, cluster, bool(gpus))
     item = _timed(replace(item, flops=flops), told, flops, devices, device)
     held = None
@@ -134,8 +135,8 @@ def _evaluate(step: Step, config: EvaluateConfig, amount: Amount | None, item: I
 
 def _engine(item: Item, flops: float, cluster: Cluster, stage: str) -> Item:
     resources = getattr(cluster, stage)
-    gpus = resources.actors * resources.gpus_per_actor
-    devices, device = (gpus, "GPU") if gpus else (resources.actors * resources.cpus_per_actor, "core")
+    gpus = most(resources.actors) * resources.gpus_per_actor
+    devices, device = (gpus, "GPU") if gpus else (most(resources.actors) * resources.cpus_per_actor, "core")
     return _timed(replace(item, flops=flops), _by_peak("sample", devices, cluster, bool(gpus)), flops, devices, device)
 
 

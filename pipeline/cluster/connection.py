@@ -1,25 +1,31 @@
 """How Ray is reached: connect, and what its workers are given. Jobs are sent by jobs.py."""
 
-import math
+import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.room import Node, check_fits, told
+from pipeline.graph import STAGES
 from pipeline.recipe.sections import Cluster
 from stages.errors import RecipeError
 
+_log = logging.getLogger("raydpo")
 CODE = Path(__file__).parents[2]  # the checkout: it holds pipeline/ and stages/
 # As of git: nothing but the folder itself and these two. So no file beside the code is sent to workers, however large.
 _CODE_ALONE = ["/*", "!/.", "!/pipeline", "!/stages", "__pycache__"]
 
 
 @contextmanager
-def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
+def connected(cluster: Cluster, verbose: bool, stages: Collection[str] = tuple(STAGES)) -> Iterator[None]:
     """Connect to the cluster of `cluster.address` or RAY_ADDRESS (Ray's own variable, which every job has), or start
     one on this machine for as long as the context lasts.
+
+    `stages`: what it is for. Raises RecipeError where they do not fit on one that is started; of another, that may
+    grow, what would wait is logged.
     """
     import ray
 
@@ -45,7 +51,14 @@ def connected(cluster: Cluster, verbose: bool) -> Iterator[None]:
     context.raise_original_map_exception = True  # so that a worker's error reaches the user as itself
     try:
         if address == "local":
-            check_fits(cluster, {"CPU": 0, "GPU": 0} | ray.cluster_resources())
+            check_fits(cluster, stages, Node({"CPU": 0, "GPU": 0} | ray.cluster_resources()))
+        else:
+            nodes = [
+                Node({"CPU": 0, "GPU": 0} | each["Resources"], each["Labels"]) for each in ray.nodes() if each["Alive"]
+            ]
+            for line in told(cluster, stages, nodes):
+                if line.startswith("Warning: "):
+                    _log.warning(line.removeprefix("Warning: "))
         yield
     finally:
         ray.shutdown()
@@ -58,33 +71,6 @@ def prefer_named(cluster: Cluster) -> None:
     """
     if _in_job() and cluster.address not in (None, "auto"):
         os.environ["RAY_ADDRESS"] = cluster.address
-
-
-def check_fits(cluster: Cluster, have: dict[str, float]) -> None:
-    """On a machine that cannot grow, a stage that wants more than there is would wait for ever.
-
-    Raises RecipeError. What `have` does not name is not checked.
-    """
-    for field, count, resources in (
-        ("score.actors", cluster.score.actors, (cluster.score.cpus_per_actor, cluster.score.gpus_per_actor)),
-        ("train.workers", cluster.train.fewest_workers, (cluster.train.cpus_per_worker, cluster.train.gpus_per_worker)),
-        (
-            "evaluate.actors",
-            cluster.evaluate.actors,
-            (cluster.evaluate.cpus_per_actor, cluster.evaluate.gpus_per_actor),
-        ),
-    ):
-        for kind, each in zip(("CPU", "GPU"), resources, strict=True):
-            if count * each > have.get(kind, math.inf):
-                if have[kind] >= each:
-                    told = f"Lower it: --set cluster.{field}={int(have[kind] // each)}"
-                else:
-                    per = f"{field.split('.')[0]}.{kind.lower()}s_per_{field.split('.')[1].removesuffix('s')}"
-                    told = f"Lower what each takes: --set cluster.{per}={have[kind]:g}; or name another machine's Ray, "
-                    told += "by cluster.address"
-                raise RecipeError(
-                    f"cluster.{field} is {count}, each with {each} {kind}s, and this machine has {have[kind]:g}. {told}"
-                )
 
 
 def _check_answers(address: str | None) -> None:

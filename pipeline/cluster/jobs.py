@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.cluster.connection import prefer_named
 from pipeline.plan import Identity
 from pipeline.recipe.sections import Cluster
-from stages import storage
 from stages.errors import MissingArtifact, RecipeError
+from stages.storage.place import is_remote
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -49,7 +49,7 @@ def submit(cluster: Cluster, jobs: Sequence[Job], folder: Path) -> None:
 
     A cluster that is starting is asked again for `dashboard_seconds`. Raises RecipeError.
     """
-    field = "work" if storage.is_remote(cluster.root) else "root"
+    field = "work" if is_remote(cluster.root) else "root"
     if not Path(getattr(cluster, field)).is_absolute():
         raise RecipeError(
             f"cluster.{field} {getattr(cluster, field)} is relative: in a job that is a folder which ends with the job"

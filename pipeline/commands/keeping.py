@@ -20,6 +20,7 @@ from pipeline.keeping.removal import remove
 from pipeline.keeping.uses import Name
 from pipeline.plan import plan
 from pipeline.recipe.load import load, load_cluster
+from pipeline.recipe.reading import is_recipe
 from pipeline.store import Store
 from stages.artifacts import Manifest
 from stages.errors import RecipeError
@@ -111,7 +112,7 @@ def diff_command(
     """Say in what two recipes, or two artifacts, differ: their fields, and what came out. --set is for both."""
     with errors(Console(stderr=True)):
         names = a, b
-        recipes = [_is_recipe(name) for name in names]
+        recipes = [is_recipe(name) for name in names]
         if recipes[0] != recipes[1]:
             one, other = names if recipes[0] else names[::-1]
             raise RecipeError(f"{one} is a recipe, {other} an artifact. Give two recipes, or two artifacts")
@@ -140,10 +141,6 @@ def _print_rows(goes: list[Kept]) -> None:
     ]
     print_columns([("goes", "state", "size", "age", "recipe"), *rows])
     print(f"{len(goes)} artifacts, {told_bytes(sum(kept.bytes for kept in goes))}")
-
-
-def _is_recipe(name: str) -> bool:
-    return Path(name).suffix in (".yaml", ".yml")
 
 
 def _of_recipes(a: str, b: str, cluster: Path, overrides: list[str]) -> list[Difference]:

@@ -12,6 +12,7 @@ from pipeline.keeping.hub import pack, send
 from pipeline.keeping.listing import print_columns, told_bytes
 from pipeline.keeping.policies import policy_at, trained
 from pipeline.plan import State, Step
+from pipeline.view.report.run import Run, seen
 from pipeline.view.tables import print_line
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.errors import MissingArtifact, RecipeError
@@ -55,18 +56,24 @@ def merge_command(
     weights: Annotated[
         str | None, typer.Option("--weights", metavar="W,W", help="one each, sum 1; left out, all alike")
     ] = None,
+    ties: Annotated[
+        str | None,
+        typer.Option("--ties", metavar="BASE", help="what they were trained from: then what they agree on is added"),
+    ] = None,
+    density: Annotated[float, typer.Option(metavar="SHARE", help="of each policy's changes, with --ties")] = 0.2,
     cluster: ClusterFile = LAPTOP,
     set_: Overrides = None,
 ) -> None:
-    """Average policies of one architecture, tensor by tensor."""
+    """Average policies of one architecture, tensor by tensor; or merge them by TIES."""
     with errors(Console(stderr=True)):
-        given = _numbers(weights) if weights else [1 / len(policies)] * len(policies)
+        given = _numbers(weights) if weights else [1.0 if ties else 1 / len(policies)] * len(policies)
         folders = [policy_at(name, cluster, set_ or []) for name in policies]
         from pipeline.view.following.terminal import bar
-        from stages.sharing.average import average
+        from stages.sharing.average import Ties, average
 
+        how = Ties(policy_at(ties, cluster, set_ or []), density) if ties else None
         with bar(Console(), "merge", ()) as progress:
-            average(folders, given, out, progress)
+            average(folders, given, out, progress, how)
         print(f"The policy: {out}")
 
 
@@ -87,14 +94,15 @@ def push_command(
     set_: Overrides = None,
 ) -> None:
     """Send the policy, or its adapter, to a hub, with a card made of its manifests."""
-    _, _, store, steps = load_all(recipe, cluster, set_)
+    what, _, store, steps = load_all(recipe, cluster, set_)
     with errors(Console(stderr=True)):
         step = trained(steps)
         policy = PolicyCheckpoint(step.folder).policy
         folder = store.on_disk(policy)
         beside = [step.folder / "metrics.jsonl"] if policy == folder else []
-        told = card(repo, steps, step, license_, base)
-        parcel = pack(repo, folder, beside, told, base)
+        figures = _figures(Run(what.name, steps, store), step)
+        told = card(repo, steps, step, license_, base, figures)
+        parcel = pack(repo, folder, beside, figures, told, base)
         if base is None and adapter_at(str(folder)) and Path(base_of(str(folder))).exists():
             here = f"the adapter names its model by a folder of this machine, {base_of(str(folder))}"
             print_line(f"Warning: {here}. Say what others call it: --base ORG/NAME", Console(stderr=True))
@@ -103,6 +111,16 @@ def push_command(
             print(f"{len(parcel.sizes)} files would go to {repo}. README.md:\n\n{told}")
             return
         print(send(parcel, public, f"{step.recipe}: train {step.fingerprint[:12]}"))
+
+
+def _figures(run: Run, step: Step) -> dict[str, bytes]:
+    """Of the report, those of this training that say most."""
+    from pipeline.view.report.drawing import png
+    from pipeline.view.report.training import charts
+
+    drawn = {chart.name: chart for chart in charts([made for made in seen([run], "train") if made.step is step])}
+    names = [name for name in ("train-loss", "train-accuracies", "train-rewards", "train-logps") if name in drawn]
+    return {f"figures/{name}.png": png(drawn[name]) for name in names}
 
 
 def _pairs_and_logprobs(steps: list[Step]) -> tuple[Step, Step]:

@@ -7,11 +7,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.cluster.connection import check_fits
+from pipeline.cluster.room import Node, check_fits
 from pipeline.doctor.finding import Finding
+from pipeline.graph import STAGES
 from pipeline.recipe.sections import Cluster
 from pipeline.store import Store
-from stages.errors import RecipeError
+from stages.errors import ContractError, RecipeError
 
 _SHARED = Path("/dev/shm")
 _OBJECT_STORE = 0.3  # of the machine's memory: what Ray takes for its objects
@@ -70,7 +71,7 @@ def _processors(cluster: Cluster, gpus: int) -> Iterator[Finding]:
         )
         return
     try:
-        check_fits(cluster, {"CPU": cpus, "GPU": gpus})
+        check_fits(cluster, STAGES, Node({"CPU": cpus, "GPU": gpus}))
         yield Finding("cluster", "ok", "all stages fit on this machine")
     except RecipeError as error:
         yield Finding("cluster", "fault", *_split(str(error)))
@@ -107,12 +108,11 @@ def _disks(cluster: Cluster) -> Iterator[Finding]:
         yield Finding("store", "fault", *_split(str(error)))
         return
     try:
-        with store.lock("doctor").acquire(timeout=10):
-            yield Finding("store", "ok", f"{store.root} can be written, and {store.work} has locks")
-    except (OSError, NotImplementedError) as error:
-        yield Finding(
-            "store", "fault", f"{store.work} has no locks: {error}", "Put cluster.work on a file system with flock"
-        )
+        if (probe := store.lease("doctor", "probe")).take():
+            probe.release()
+        yield Finding("store", "ok", f"{store.root} can be written, and {store.work} takes links")
+    except ContractError as error:
+        yield Finding("store", "fault", *_split(str(error)))
     for what, folder in (("disk", store.work), ("disk of Ray", Path(tempfile.gettempdir()))):
         usage = shutil.disk_usage(folder)
         told = f"{usage.free / 1e9:.0f} of {usage.total / 1e9:.0f} GB are free at {folder}"

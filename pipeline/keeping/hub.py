@@ -22,8 +22,9 @@ class Parcel:
         }
 
 
-def pack(repo: str, policy: Path, beside: list[Path], card: str, base: str | None) -> Parcel:
-    """The folder of a policy, files that lie beside it, and the card, which takes the place of one that is there.
+def pack(repo: str, policy: Path, beside: list[Path], figures: dict[str, bytes], card: str, base: str | None) -> Parcel:
+    """The folder of a policy, files that lie beside it, figures, and the card, which takes the place of one that is
+    there.
 
     `base`: the name on a hub of an adapter's model; left out, it keeps the one it has, which may be a folder here.
     """
@@ -32,6 +33,7 @@ def pack(repo: str, policy: Path, beside: list[Path], card: str, base: str | Non
     found = [path for path in sorted(policy.rglob("*")) if path.is_file()]
     files: dict[str, Path | bytes] = {path.relative_to(policy).as_posix(): path for path in found}
     files |= {path.name: path for path in beside if path.is_file()}
+    files |= figures
     if base is not None and adapter_at(str(policy)):
         named = adapter_config(policy) | {"base_model_name_or_path": base}
         files["adapter_config.json"] = json.dumps(named, indent=2).encode()

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from pipeline.graph import STAGES
 from pipeline.keeping.uses import Name, in_use
 from pipeline.store import MAKING, Store
-from stages import storage
 from stages.artifacts import MANIFEST, Manifest
 from stages.digests import read_manifest
 from stages.errors import ContractError, RecipeError
+from stages.storage import folders
 
 _HEX = re.compile(r"[0-9a-f]{12}")
 
@@ -47,7 +47,7 @@ Inventory = dict[Name, Kept]
 def inventory(store: Store) -> Inventory:
     """Of all stages, in their order, the newest first."""
     found: Inventory = {}
-    for path, content in storage.read_all(store.root, f"*/*/{MANIFEST}").items():
+    for path, content in folders.read_all(store.root, f"*/*/{MANIFEST}").items():
         if key := _key(path):
             found[key] = _finished(*key, content, store)
     for stage in STAGES:
@@ -113,7 +113,7 @@ def _finished(stage: str, name: str, content: bytes, store: Store) -> Kept:
 
 
 def _partial(stage: str, draft: Path, store: Store) -> Kept:
-    size = sum(storage.sizes(draft).values())
+    size = sum(folders.sizes(draft).values())
     changed = max(path.stat().st_mtime for path in (draft, *draft.glob("*")))
     try:
         noted = json.loads((draft / MAKING).read_text())

@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.keeping.inventory import find, inventory
 from pipeline.plan import State, Step, plan
 from pipeline.recipe.load import load, load_cluster
+from pipeline.recipe.reading import is_recipe
 from pipeline.store import Store
 from stages.artifacts import PolicyCheckpoint
 from stages.errors import MissingArtifact, RecipeError
@@ -13,7 +14,7 @@ from stages.errors import MissingArtifact, RecipeError
 
 def policy_at(name: str, cluster: Path, overrides: Sequence[str]) -> Path:
     """The folder on this machine of an exported policy. Raises RecipeError or MissingArtifact where there is none."""
-    if Path(name).suffix in (".yaml", ".yml"):
+    if is_recipe(name):
         what, where = load(Path(name), cluster, overrides)
         store = Store.open(where.root, where.work)
         return store.on_disk(PolicyCheckpoint(trained(plan(what, store)).folder).policy)

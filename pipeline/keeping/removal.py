@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.keeping.inventory import Inventory, Kept, inventory
-from pipeline.keeping.uses import settled
 from pipeline.store import Store
 from stages.artifacts import MANIFEST
 from stages.errors import RecipeError
@@ -18,7 +17,7 @@ def remove(store: Store, chosen: Callable[[Inventory], Sequence[Kept]]) -> list[
     It picks while nobody begins to use anything; what a living process uses is refused all the same, with RecipeError
     and before anything is removed. Who is killed here leaves no half of an artifact that is taken for a whole.
     """
-    with settled(store):
+    with store.settled():
         picked = chosen(inventory(store))
         for kept in picked:
             if kept.user:

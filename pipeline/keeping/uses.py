@@ -2,17 +2,13 @@
 between two of its stages nothing else would.
 """
 
-import json
-import os
-import platform
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.lease import this_process
+from pipeline.lease import Lease, holder
 from pipeline.store import Store
 
 Name = tuple[str, str]  # stage, and the first 12 digits of the fingerprint: as its folder is called
@@ -20,54 +16,29 @@ Name = tuple[str, str]  # stage, and the first 12 digits of the fingerprint: as 
 
 @contextmanager
 def using(store: Store, artifacts: Iterable[Name]) -> Iterator[None]:
-    """None of `artifacts` is removed meanwhile. The note falls with the process, as its lock does."""
-    folder = store.work / ".uses"
-    folder.mkdir(exist_ok=True)
-    note = folder / f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
-    with FileLock(note.with_suffix(".lock")):
-        with settled(store):
-            unfinished = note.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps({"who": this_process(), "artifacts": sorted(artifacts)}))
-            unfinished.rename(note)
-        try:
-            yield
-        finally:
-            note.unlink(missing_ok=True)
-            note.with_suffix(".lock").unlink(missing_ok=True)
-
-
-@contextmanager
-def settled(store: Store) -> Iterator[None]:
-    """Nobody begins to use anything, and nobody else removes anything, as long as it lasts."""
-    with store.lock("removal"):
+    """None of `artifacts` is removed meanwhile. The note is a lease: it falls with the process, or its node."""
+    note = Lease(store.uses / f"{uuid.uuid4().hex}.json", told={"artifacts": sorted(artifacts)})
+    with store.settled():
+        note.take()
+    try:
         yield
+    finally:
+        note.release()
 
 
 def in_use(store: Store) -> dict[Name, str]:
-    """Artifacts that living processes use or make, and who that is. Notes of killed ones are cleared away."""
+    """Artifacts that living processes use or make, and who that is. Notes of dead ones are cleared away."""
     found: dict[Name, str] = {}
-    for note in (store.work / ".uses").glob("*.json"):
-        if _is_held(lock := note.with_suffix(".lock")):
-            try:
-                told = json.loads(note.read_text())
-            except FileNotFoundError:  # it has ended just now
-                continue
-            found |= dict.fromkeys(map(tuple, told["artifacts"]), told["who"])
-        else:
+    for note in store.uses.glob("[!.]*.json"):
+        if (told := holder(note)) is None:
             note.unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
+        else:
+            found |= dict.fromkeys(map(tuple, told["artifacts"]), told["who"])
     found |= {(stage, name): who for stage, name, who in store.leases()}
     # Workers of a run that was killed may go on writing for a while.
     for lock in (store.work / "train").glob("*/.rank-0.lock"):
-        if _is_held(lock):
+        try:
+            FileLock(lock).acquire(blocking=False).lock.release()
+        except Timeout:
             found.setdefault(("train", lock.parent.name), "workers of a run that was given up")
     return found
-
-
-def _is_held(path: Path) -> bool:
-    """By a process, which the operating system knows."""
-    try:
-        with FileLock(path).acquire(blocking=False):
-            return False
-    except Timeout:
-        return True

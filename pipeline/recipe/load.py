@@ -13,8 +13,9 @@ from pipeline.recipe.hints import check_is
 from pipeline.recipe.reading import parse, read
 from pipeline.recipe.secrets import passwords
 from pipeline.recipe.sections import Cluster, Recipe
-from stages import storage
 from stages.errors import RecipeError
+from stages.storage import named
+from stages.storage.place import is_remote
 
 Section = TypeVar("Section", Recipe, Cluster)
 
@@ -149,7 +150,7 @@ def _choose_source(what: dict[str, Any]) -> None:
 
 
 def _is_at_hand(name: str) -> bool:
-    return storage.is_there(name) if storage.is_remote(name) else os.path.exists(name)
+    return named.is_there(name) if is_remote(name) else os.path.exists(name)
 
 
 def _followed(recipe: Recipe) -> Recipe:

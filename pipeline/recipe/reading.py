@@ -11,6 +11,11 @@ MOST = 1_000_000  # values of a file
 MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
 
 
+def is_recipe(name: str) -> bool:
+    """And not the name of an artifact or a folder."""
+    return Path(name).suffix in (".yaml", ".yml")
+
+
 def read(path: Path) -> dict[str, Any]:
     """The sections of a file. Raises RecipeError where there is no such file, or it holds none."""
     try:

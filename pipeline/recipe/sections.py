@@ -58,6 +58,15 @@ class Recipe(Config):
         return self.rounds if isinstance(self.rounds, Rounds) else Rounds(count=self.rounds)
 
 
+class Nodes(Config):
+    """Nodes of one kind that a cluster has, or can grow to."""
+
+    count: Count = 1
+    cpus: float = Field(gt=0)
+    gpus: float = Field(0, ge=0)
+    labels: dict[str, str] = {}  # ray start --labels
+
+
 class Cluster(Config):
     root: str = "runs"  # of all artifacts: a folder that every node sees under this path, or object storage ("s3://..")
     work: str = "runs"  # where they are made if `root` is object storage: again a folder that every node sees
@@ -68,6 +77,7 @@ class Cluster(Config):
     env_vars: dict[str, str] = {}  # for all Ray workers
     # Peak of a GPU in the precision of training, 1e12 FLOP/s, of which `plan` reckons hours where no earlier run tells.
     device_tflops: float | None = Field(None, gt=0)
+    nodes: tuple[Nodes, ...] = ()  # what `plan` looks for room on; none: on this machine, if Ray is started here
     sample: SampleResources = SampleResources()
     judge: JudgeResources = JudgeResources()
     shard: ShardResources = ShardResources()

@@ -76,11 +76,10 @@ def print_done(done: list[Done], console: Console) -> None:
         column.no_wrap = True
     for row in done:
         facts = row.step.manifest.facts
-        counted = next(name for name in ("steps", "prompts", "pairs", "triples", "completions") if name in facts)
-        count = f"{facts[counted]} {counted}"
+        number, noun = counted(facts)
         tokens = f"{facts['tokens']:,}" if "tokens" in facts else ""
         figures = "\n".join(key_figures(facts))
-        table.add_row(row.step.name, row.state, count, tokens, f"{row.seconds:.1f}", figures)
+        table.add_row(row.step.name, row.state, f"{number} {noun}", tokens, f"{row.seconds:.1f}", figures)
     console.print(table)
     for row in done:
         console.print(f"{row.step.name}: {_near(row.step.folder)}", soft_wrap=True, highlight=False)
@@ -95,6 +94,12 @@ def print_done(done: list[Done], console: Console) -> None:
                 console.print(said, soft_wrap=True, highlight=False, markup=False)
     if trained:
         console.print(f"The policy: {PolicyCheckpoint(trained[-1]).policy}", soft_wrap=True)
+
+
+def counted(facts: dict[str, Any]) -> tuple[int, str]:
+    """How many of what a stage has made."""
+    noun = next(name for name in ("steps", "prompts", "pairs", "triples", "completions") if name in facts)
+    return facts[noun], noun
 
 
 def key_figures(facts: dict[str, Any]) -> Iterator[str]:

@@ -50,5 +50,6 @@ class EvaluateConfig(Config):
 class EvaluateResources(EngineResources, Asking):
     actors: Count = 1  # of each of the two models
     cpus_per_actor: Count = 1
+    labels: dict[str, str] = {}  # of the nodes that may have them, as `ray start --labels` gives them
     max_tokens_per_batch: Count = 8192  # of a forward pass that computes log-probs: bounds memory
     restarts: int = Field(3, ge=0)  # of an actor that dies

@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages import schema, storage
+from stages import schema
 from stages.artifacts import Manifest, remedy
+from stages.storage import folders
 
 WRITERS = ("policy", "reference")
 
@@ -68,6 +69,6 @@ class Evaluation:
     def samples(self) -> Iterator[dict[str, Any]]:
         path = self.folder / "samples.parquet"
         if path.exists():
-            with storage.opened(path) as source, pq.ParquetFile(source) as file:
+            with folders.opened(path) as source, pq.ParquetFile(source) as file:
                 for batch in file.iter_batches(100):
                     yield from batch.to_pylist()

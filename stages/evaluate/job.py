@@ -7,6 +7,7 @@ from pathlib import Path
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.evaluate.config import EvaluateConfig, EvaluateResources
 from stages.evaluate.evaluation import Evaluation
+from stages.names import part_name
 
 PROMPTS_A_PART = 64
 
@@ -38,8 +39,8 @@ class Job:
         return self.out / ".seen" / part
 
     def written(self, who: str, number: int) -> Path:
-        return self.out / f".written-{who}" / f"part-{number:05d}.parquet"
+        return self.out / f".written-{who}" / part_name(number)
 
     def scored(self, who: str, number: int) -> Path:
         """By the model `who`: what both have written to the prompts of a part."""
-        return self.out / f".scored-{who}" / f"part-{number:05d}.parquet"
+        return self.out / f".scored-{who}" / part_name(number)

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages import digests, schema
+from stages.config import most
 from stages.errors import ContractError, is_for_users
 from stages.judge.answers import Log, key_of, read_answers, requests_of
 from stages.judge.config import FunctionJudge, JudgeConfig, JudgeResources, LlmJudge, RewardModel
@@ -21,6 +22,7 @@ from stages.judge.endpoint import Endpoint
 from stages.judge.function import Function
 from stages.judge.judges import Classifier, Judge, Question
 from stages.judge.pairing import distinct, pairs_of, questions_of
+from stages.names import number_of
 from stages.pool.alike import alike
 from stages.pool.attempts import Attempts
 from stages.pool.careful import started
@@ -65,14 +67,14 @@ class PartJudge:
             folder = job.out / ".function" / f"{os.uname().nodename}-{os.getpid()}"
             return Function(config, job.modules, folder, job.resources.timeout_seconds)
         if isinstance(config, LlmJudge):
-            return Endpoint(config, job.resources, requests_of(logs_of(job.out)), job.resources.actors)
+            return Endpoint(config, job.resources, requests_of(logs_of(job.out)), most(job.resources.actors))
         assert isinstance(config, RewardModel)
-        most = job.resources.max_tokens_per_batch
+        budget = job.resources.max_tokens_per_batch
         return started(
             judge_starts(job),
             job.resources.actors,
             config.model,
-            lambda: Classifier(config, job.resources.gpus_per_actor, most),
+            lambda: Classifier(config, job.resources.gpus_per_actor, budget),
         )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -83,7 +85,7 @@ class PartJudge:
 
     def _judged(self, part: str) -> pa.Table:
         job, began = self.job, time.perf_counter()
-        number = int(part.removeprefix("part-").removesuffix(".parquet"))
+        number = number_of(part)
         prompts = list(prompts_of(job.completions.of_all_models(number)))
         asked = [
             question

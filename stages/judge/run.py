@@ -14,6 +14,7 @@ from stages.errors import ContractError, RecipeError
 from stages.judge.config import DeltaJudge, FunctionJudge, JudgeConfig, JudgeResources
 from stages.judge.part_judge import Job, PartJudge, beside, judge_starts, kind_of
 from stages.judge.source import modules_of
+from stages.names import part_name
 from stages.pool.actors import follow, reports
 from stages.progress import Progress, Silent
 from stages.samples import Completions, Triples
@@ -39,7 +40,7 @@ def judge(
     modules = modules_of(config.function, config.folder) if isinstance(config, FunctionJudge) else {}
     taken = [(each, each.manifest.facts["num_parts"]) for each in known]
     job = Job(config, resources, completions, made["num_parts"], modules, taken, out)
-    parts = [f"part-{number:05d}.parquet" for number in range(job.num_parts)]
+    parts = [part_name(number) for number in range(job.num_parts)]
     todo = [part for part in parts if not _is_whole(out, part)]
     judge_starts(job).forget()  # of an earlier run
     found = reports(todo, PartJudge, job, resources)

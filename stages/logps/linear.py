@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stages.storage import copies
+from stages.storage.named import copies
 
 _SHAPES = ((512, 576, 1536), (512, 1536, 576), (256, 2048, 2048))  # rows, inputs, outputs: of layers of models
 _ROUNDS = 4

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import ray
 
+from stages.config import Elastic, fewest, most
 from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.errors import out_of_ray
 from stages.progress import Progress
@@ -16,13 +17,16 @@ class Pool(Protocol):
     """Resources of a stage."""
 
     @property
-    def actors(self) -> int: ...
+    def actors(self) -> int | Elastic: ...
 
     @property
     def cpus_per_actor(self) -> int: ...
 
     @property
     def gpus_per_actor(self) -> int: ...
+
+    @property
+    def labels(self) -> dict[str, str]: ...
 
 
 def reports(todo: Sequence[str], worker: type, job: Any, pool: Pool) -> Iterator[dict[str, Any]]:
@@ -37,11 +41,13 @@ def reports(todo: Sequence[str], worker: type, job: Any, pool: Pool) -> Iterator
             batch_format="pyarrow",
             num_cpus=pool.cpus_per_actor,
             num_gpus=pool.gpus_per_actor,
+            label_selector=dict(pool.labels) or None,
             runtime_env={} if pool.gpus_per_actor else {"env_vars": CPU_ENVIRONMENT},
             # Two parts at an actor, so that the next one is read when the engine is done with this one; and no more, so
             # that at the end none waits at one actor while another is idle.
             compute=ray.data.ActorPoolStrategy(
-                size=min(pool.actors, len(todo)),
+                min_size=min(fewest(pool.actors), len(todo)),
+                max_size=min(most(pool.actors), len(todo)),
                 max_tasks_in_flight_per_actor=2,
                 max_concurrent_calls_per_actor=2,
                 enable_true_multi_threading=True,
@@ -55,14 +61,19 @@ def reports(todo: Sequence[str], worker: type, job: Any, pool: Pool) -> Iterator
 
 
 def follow(
-    found: Iterator[dict[str, Any]], total: int, todo: int, actors: int, rates: Sequence[str], progress: Progress
+    found: Iterator[dict[str, Any]],
+    total: int,
+    todo: int,
+    actors: int | Elastic,
+    rates: Sequence[str],
+    progress: Progress,
 ) -> None:
     """Tell of reports as they come: of `rates`, rows and maybe tokens, so many a second; of `unscored` how many."""
     progress.start(total, total - todo, "parts")
     # Sums, and no list of reports: of a hundred thousand parts each one would be gone through a hundred thousand times.
     sums: Counter[str] = Counter()
     at_work: set[str] = set()
-    pool = min(actors, todo)
+    pool = min(most(actors), todo)
     lately: deque[str] = deque(maxlen=4 * pool)
     began = time.perf_counter()
     for number, report in enumerate(found, 1):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from stages.config import Elastic, most
 from stages.errors import ContractError, RecipeError, is_disk_full
 from stages.pool.attempts import Attempts
 
@@ -50,12 +51,12 @@ def computed(rows: pa.Table, work: Callable[[pa.Table], Any], attempts: Attempts
     return Computed(healthy, values, rows.filter(pa.array(poisonous)), list(errors.values()))
 
 
-def started(starts: Attempts, actors: int, what: str, make: Callable[[], Made]) -> Made:
+def started(starts: Attempts, actors: int | Elastic, what: str, make: Callable[[], Made]) -> Made:
     """What `make` makes, an engine: `starts` counts those of all actors that failed since the last one that did not.
 
     Raises RecipeError where too many have.
     """
-    if len(said := starts.failed("start")) >= actors * (1 + starts.limit):
+    if len(said := starts.failed("start")) >= most(actors) * (1 + starts.limit):
         raise RecipeError(f"the engine for {what} died {len(said)} times while it started: {said[-1]}")
     with starts.attempt("start"):
         made = make()

@@ -9,7 +9,7 @@ from stages.sample.config import SampleConfig
 from stages.shard.look import ROWS, Look, counter, first_rows, not_here
 from stages.shard.report.contamination import texts_of
 from stages.shard.shapes.row import Rejected
-from stages.storage import unmarked
+from stages.storage.named import unmarked
 
 
 @dataclass(frozen=True)

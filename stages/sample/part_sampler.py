@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from stages import digests, schema
 from stages.engine.generation import Completion, Generator
 from stages.engine.shared import SharedGenerator
+from stages.names import number_of
 from stages.pool.attempts import Attempts
 from stages.pool.careful import Company, computed, started
 from stages.sample.config import SampleConfig, SampleResources
@@ -74,7 +75,7 @@ class PartSampler:
         help.
         """
         job, part = self.job, batch["part"][0].as_py()
-        number = int(part.removeprefix("part-").removesuffix(".parquet")) - job.model * job.num_parts
+        number = number_of(part) - job.model * job.num_parts
         prompts = schema.read_part(part_of(job.prompts, number), (PROMPTS,), f"Delete {job.prompts}, and run again")
         known = job.known.find(number, job.num_parts, job.model, prompts)
         new = prompts.filter(pc.invert(pc.is_in(prompts["prompt_id"], known["prompt_id"])))

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages import schema
+from stages.names import part_name
 from stages.sample.asked import as_shard, is_chat, prompt_of, told_of_sample
 from stages.sample.config import SampleConfig
 from stages.samples import PROMPTS
@@ -58,7 +59,7 @@ def write_prompts(config: SampleConfig, folder: Path) -> dict[str, Any]:
 
 
 def part_of(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:05d}.parquet"
+    return folder / part_name(number)
 
 
 def _read(config: SampleConfig) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], int]:

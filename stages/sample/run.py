@@ -16,6 +16,7 @@ from stages import schema
 from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.errors import ContractError, RecipeError, out_of_ray
 from stages.model_files import adapter_at, check_fits
+from stages.names import part_name
 from stages.pool.actors import follow, reports
 from stages.progress import Progress, Silent
 from stages.sample.config import SampleConfig, SampleResources
@@ -83,7 +84,7 @@ def sample(
 
 def _parts(job: Job) -> list[str]:
     first = job.model * job.num_parts
-    return [f"part-{number:05d}.parquet" for number in range(first, first + job.num_parts)]
+    return [part_name(number) for number in range(first, first + job.num_parts)]
 
 
 def _check_dropped(prompts: dict[str, Any], config: SampleConfig, folder: Path) -> None:

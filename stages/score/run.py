@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages import schema, storage
+from stages import schema
 from stages.artifacts import PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError, RecipeError, out_of_ray
 from stages.model_files import adapter_at, check_fits
@@ -18,6 +18,7 @@ from stages.score.calibration import calibrate
 from stages.score.config import ScoreConfig, ScoreResources
 from stages.score.known import KnownLogprobs
 from stages.score.part_scorer import Job, PartScorer, engine_starts, facts_of, reported
+from stages.storage import folders
 
 
 def score(
@@ -64,7 +65,7 @@ def score(
 def _follow(job: Job, todo: list[str], progress: Progress) -> None:
     """Let the pool score the parts `todo`, and tell of it."""
     # The largest first, so that no actor is left alone with a long part at the end.
-    sizes = storage.sizes(job.pairs.folder)
+    sizes = folders.sizes(job.pairs.folder)
     found = reports(sorted(todo, key=lambda part: -sizes[part]), PartScorer, job, job.resources)
     follow(found, len(job.pairs.parts), len(todo), job.resources.actors, ("pairs", "tokens"), progress)
 

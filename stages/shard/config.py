@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from stages.config import Config, Count, Fraction
 from stages.shard.reading.where import check
-from stages.storage import unmarked
+from stages.storage.named import unmarked
 
 Shape = Literal["auto", "explicit", "conversational", "sharegpt", "implicit", "hh", "ranked", "compared", "labelled"]
 Pairing = Literal["best_worst", "best_random", "adjacent", "all"]
@@ -179,3 +179,4 @@ class ShardConfig(Selection):
 
 class ShardResources(Config):
     rows_per_task: Count = 4_000  # rows that one Ray task tokenizes, where a source can be cut
+    labels: dict[str, str] = {}  # of the nodes that may have tasks, as `ray start --labels` gives them

@@ -18,7 +18,7 @@ from stages.shard.reading.survey import nothing_of, sample
 from stages.shard.report.contamination import texts_of
 from stages.shard.shapes.tell import Told, tell_source
 from stages.shard.triple import Labelled, Rejected, Triple, made_of, read
-from stages.storage import unmarked
+from stages.storage.named import unmarked
 
 ROWS = 20
 _COUNTED = 50_000  # characters

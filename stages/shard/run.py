@@ -10,6 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,15 @@ def shard(
     if triples is not None:
         config = _of_judge(config, triples, replayed)
     with out_of_ray():
-        work = survey(config, resources.rows_per_task, _on_workers)
+        work = survey(config, resources.rows_per_task, partial(_on_workers, resources.labels))
     told = [
         tell_source([text for _, _, text in sample(source, SAMPLE)], source, config) for source in config.all_sources
     ]
     num_parts = work.num_parts if config.num_parts == "auto" else config.num_parts
     shapes = [each.shape for each in told]
     job = Job(config, shapes, num_parts, str(out), str(_scratch(out, work.slices)))
-    done = _tokenize(work.slices, job, progress)
-    facts = _write_parts(done, job, progress)
+    done = _tokenize(work.slices, job, resources.labels, progress)
+    facts = _write_parts(done, job, resources.labels, progress)
     merge_rejects(out)
     dropped = {key.removeprefix("dropped/"): n for key, n in sorted(facts.items()) if key.startswith("dropped/")}
     _check_dropped(config, facts, dropped, out)
@@ -91,11 +92,11 @@ def _of_judge(config: ShardConfig, triples: Triples, replayed: Sequence[Triples]
     return config.model_copy(update={"sources": tuple(sources)})
 
 
-def _on_workers(function: Callable[[Slice], Any], pieces: Sequence[Slice]) -> list[Any]:
+def _on_workers(labels: dict[str, str], function: Callable[[Slice], Any], pieces: Sequence[Slice]) -> list[Any]:
     """A few slices cost less here than their way to workers."""
     if len(pieces) <= _FEW:
         return list(map(function, pieces))
-    task = ray.remote(lambda piece: function(piece))
+    task = ray.remote(lambda piece: function(piece)).options(label_selector=dict(labels) or None)
     return ray.get([task.remote(piece) for piece in pieces])
 
 
@@ -110,17 +111,17 @@ def _scratch(out: Path, work: Sequence[Slice]) -> Path:
     return scratch
 
 
-def _tokenize(work: Sequence[Slice], job: Job, progress: Progress) -> list[SliceDone]:
+def _tokenize(work: Sequence[Slice], job: Job, labels: dict[str, str], progress: Progress) -> list[SliceDone]:
     """The first pass."""
     left = [index for index in range(len(work)) if not done_file(job, index).exists()]
     progress.start(len(work), len(work) - len(left), "slices")
     items = [{"index": index, "slice": json.dumps(work[index].as_row())} for index in left]
-    for finished, _ in enumerate(_rows(items, first_pass, {"job": job}), len(work) - len(left) + 1):
+    for finished, _ in enumerate(_rows(items, first_pass, {"job": job}, labels), len(work) - len(left) + 1):
         progress.advance(finished)
     return [SliceDone.read(done_file(job, index)) for index in range(len(work))]
 
 
-def _write_parts(done: Sequence[SliceDone], job: Job, progress: Progress) -> Counter[str]:
+def _write_parts(done: Sequence[SliceDone], job: Job, labels: dict[str, str], progress: Progress) -> Counter[str]:
     """The second pass; the facts of all parts."""
     progress.start(job.num_parts, 0, "parts")
     groups = [{"first": first, "last": last} for first, last in _groups(np.sum([each.cells for each in done], axis=0))]
@@ -131,7 +132,7 @@ def _write_parts(done: Sequence[SliceDone], job: Job, progress: Progress) -> Cou
     }
     facts: Counter[str] = Counter()
     largest = dict.fromkeys(LARGEST, 0)
-    for row in _rows(groups, second_pass, known):
+    for row in _rows(groups, second_pass, known, labels):
         found = json.loads(row["facts"])
         largest = {name: max(value, found.pop(name)) for name, value in largest.items()}
         facts.update(found)
@@ -153,12 +154,16 @@ def _groups(cells: np.ndarray) -> Iterator[tuple[int, int]]:
     yield first, len(cells) - 1
 
 
-def _rows(items: list[dict[str, Any]], task: Callable[..., Any], known: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _rows(
+    items: list[dict[str, Any]], task: Callable[..., Any], known: dict[str, Any], labels: dict[str, str]
+) -> Iterator[dict[str, Any]]:
     """What a Ray task each makes of the items, as they come."""
     if items:
         tasks = ray.data.from_items(items, override_num_blocks=len(items))
         with out_of_ray():
-            yield from tasks.map_batches(task, batch_size=1, batch_format="pyarrow", fn_kwargs=known).iter_rows()
+            yield from tasks.map_batches(
+                task, batch_size=1, batch_format="pyarrow", fn_kwargs=known, label_selector=dict(labels) or None
+            ).iter_rows()
 
 
 def _check_dropped(config: ShardConfig, facts: Counter[str], dropped: dict[str, int], out: Path) -> None:

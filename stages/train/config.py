@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from stages.config import Config, Count, Fraction
+from stages.config import Config, Count, Elastic, Fraction, fewest, most
 from stages.train.objective.named.loss import Loss
 from stages.train.objective.named.paired import Sigmoid
 
@@ -115,23 +115,11 @@ class TrainConfig(Config):
         return frozenset() if self.loss.reference else frozenset({"logprobs"})
 
 
-class Elastic(Config):
-    """As many workers as there is room for."""
-
-    min: Count = 1
-    max: Count
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "Elastic":
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is more than max {self.max}")
-        return self
-
-
 class TrainResources(Config):
     workers: Count | Elastic = 1  # a number, or {min: .., max: ..}: then a run goes on without nodes that it loses
     cpus_per_worker: Count = 1
     gpus_per_worker: int = Field(0, ge=0, le=1)
+    labels: dict[str, str] = {}  # of the nodes that may have them, as `ray start --labels` gives them
     shard_size: Count | None = None  # workers that hold one copy of the weights between them (HSDP); None: all
     context_parallel: Count = 1  # workers that share the tokens of each micro-batch
     memory_gb: float | None = Field(None, gt=0)  # of a worker, or of its GPU, 1e9 bytes: what `plan` compares with
@@ -142,6 +130,7 @@ class TrainResources(Config):
     checkpoint_minutes: float = Field(15, gt=0)
     keep_checkpoints: Count = 2  # the newest, and besides the one of the best evaluation, by train.best_metric
     pause_at: Count | None = None  # stop after this step, with a checkpoint, from which another run goes on
+    profile_steps: Count | None = None  # so many steps, after the first two of a run, leave a trace of each worker
     cache: str | None = (
         None  # folder on each node's own disk, for three windows of pairs; None: the system's for scratch
     )
@@ -163,11 +152,11 @@ class TrainResources(Config):
 
     @property
     def fewest_workers(self) -> int:
-        return self.workers.min if isinstance(self.workers, Elastic) else self.workers
+        return fewest(self.workers)
 
     @property
     def most_workers(self) -> int:
-        return self.workers.max if isinstance(self.workers, Elastic) else self.workers
+        return most(self.workers)
 
     @property
     def multiple(self) -> int:

@@ -11,12 +11,13 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, get_preemption_in
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
+from stages.config import Elastic
 from stages.cpu_environment import cpu_environment
 from stages.errors import ContractError, MissingArtifact, Paused, is_for_users, out_of_ray
 from stages.model_files import check_fits
 from stages.progress import Progress, Silent
 from stages.train.best import Best
-from stages.train.config import Elastic, TrainConfig, TrainResources
+from stages.train.config import TrainConfig, TrainResources
 from stages.train.following.follower import Follower
 from stages.train.following.happened import Happened
 from stages.train.following.metrics_log import Metrics
@@ -112,6 +113,7 @@ def _fit(job: Job, steps: int, progress: Progress) -> None:
             num_workers=(fewest, most) if isinstance(resources.workers, Elastic) else most,
             use_gpu=bool(resources.gpus_per_worker),
             resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
+            label_selector=dict(resources.labels) or None,
             elastic_resize_monitor_interval_s=resources.resize_seconds,
         ),
         run_config=RunConfig(

@@ -1,10 +1,13 @@
 """What the driver does for each part: planning, listing, digests, known pairs, rejects, and giving parts to actors.
 
-Usage: python -m tests.benchmarks.driver [--parts 100,10000,100000] [--given 100,1000,10000] [--work FOLDER]
+Usage: python -m tests.benchmarks.driver [--parts 100,10000,100000] [--given 100,1000,10000] [--nodes 1,10,100]
+       [--work FOLDER]
 
 Artifacts are made of copies of one small part, 8 pairs of 40 tokens: so what is measured is the cost of a part, and not
 of its rows. Each number of parts is a process of its own, on a local disk, whose pages are in memory. `given` are parts
-that two actors report at once, without any work on them: what Ray's scheduling costs.
+that two actors report at once, without any work on them: what Ray's scheduling costs. `nodes` are real nodes of Ray, a
+raylet and an actor each, that report 1,000 parts: as they share this machine's cores, it is the CPU time that counts,
+of the driver and of what the head runs, and not how long it takes. A node takes some 0.4 GB.
 """
 
 import argparse
@@ -41,14 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=numbers, default=[100, 10_000, 100_000])
     parser.add_argument("--given", type=numbers, default=[100, 1_000, 10_000])
+    parser.add_argument("--nodes", type=numbers, default=[1, 10])
     parser.add_argument("--work", type=Path, help="where artifacts are made; left out, in the system's place for that")
     parser.add_argument("--do", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.do:
         kind, number, work = options.do
-        print(json.dumps({"files": on_files, "ray": on_ray}[kind](number, Path(work))))
+        print(json.dumps({"files": on_files, "ray": on_ray, "nodes": on_nodes}[kind](number, Path(work))))
         return
-    for kind, several in (("files", options.parts), ("ray", options.given)):
+    for kind, several in (("files", options.parts), ("ray", options.given), ("nodes", options.nodes)):
         for number in several:
             with tempfile.TemporaryDirectory(dir=options.work) as work:
                 _names(Path(work))
@@ -138,6 +142,44 @@ def on_ray(parts: int, work: Path) -> dict[str, Any]:
         follow(found, parts, parts, 2, ("pairs", "tokens"), Silent())
     assert work.exists()
     return {"parts": parts, "microseconds a part": clock.found} | _peak()
+
+
+def on_nodes(count: int, work: Path) -> dict[str, Any]:
+    import psutil
+    import ray
+    from ray.cluster_utils import Cluster as Nodes
+
+    from stages.score.config import ScoreResources
+
+    os.environ |= {"RAY_health_check_timeout_ms": "60000"}  # so many processes on two cores are slow to answer
+    head = {"num_cpus": 0, "include_dashboard": False, "include_log_monitor": False, "object_store_memory": 2 * 10**8}
+    nodes = Nodes(initialize_head=True, head_node_args=head)
+    for _ in range(count):
+        nodes.add_node(wait=False, num_cpus=1, include_log_monitor=False, object_store_memory=8 * 10**7)
+    nodes.wait_for_nodes(timeout=600)
+    ray.init(nodes.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    pool = ScoreResources(actors=count)
+    parts = [part_name(number) for number in range(1000)]
+    list(reports(parts[:count], Nothing, None, pool))  # code and processes are there
+    heads = {kind: psutil.Process(each.process.pid) for kind, (each, *_) in nodes.head_node.all_processes.items()}
+    names = {"gcs_server": "GCS", "raylet": "raylet of the head"}
+
+    def busy() -> dict[str, float]:
+        told = {name: sum(heads[kind].cpu_times()[:2]) for kind, name in names.items()}
+        return told | {"driver": time.process_time()}
+
+    before, began = busy(), time.perf_counter()
+    follow(reports(parts, Nothing, None, pool), len(parts), len(parts), count, ("pairs", "tokens"), Silent())
+    seconds = time.perf_counter() - began
+    spent = {name: round((value - before[name]) / len(parts) * 1e6) for name, value in busy().items()}
+    assert work.exists()
+    return {
+        "nodes": count,
+        "parts": len(parts),
+        "seconds": round(seconds, 1),
+        "CPU microseconds a part": spent,
+    } | _peak()
 
 
 class Nothing:

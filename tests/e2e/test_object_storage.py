@@ -20,11 +20,11 @@ from pipeline.identity import Digests, source_identity
 from pipeline.plan import Step, plan
 from pipeline.recipe.load import load
 from pipeline.store import Store
-from stages import storage
 from stages.artifacts import PolicyCheckpoint
 from stages.errors import RecipeError
 from stages.shard.config import ShardConfig
 from stages.shard.reading.survey import sample
+from stages.storage import folders, named
 
 BUCKET = "preferences"
 
@@ -74,7 +74,7 @@ def test_triples_models_and_artifacts_may_lie_in_object_storage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One run of all three stages, on a cluster of its own, whose workers have the environment."""
-    products = storage.copies().with_name("products")  # which library is the faster one, as the other run found it
+    products = named.copies().with_name("products")  # which library is the faster one, as the other run found it
     cache, work, root = tmp_path / "cache", tmp_path / "work", f"s3://{BUCKET}/team"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     project = make_project(tmp_path, tiny_model)
@@ -114,7 +114,7 @@ def test_triples_models_and_artifacts_may_lie_in_object_storage(
     tokenizers = [folder for folder in cache.glob("raydpo/objects/*/") if (folder / "tokenizer.json").exists()]
     assert sorted((folder / "model.safetensors").exists() for folder in tokenizers) == [False, True]
     copy = store.on_disk(PolicyCheckpoint(steps["train"].folder).policy)
-    assert storage.sizes(copy) == storage.sizes(PolicyCheckpoint(expected["train"].folder).policy)
+    assert folders.sizes(copy) == folders.sizes(PolicyCheckpoint(expected["train"].folder).policy)
 
     lost = next(key for key in objects() if "/score/" in key and key.endswith("part-00002.parquet"))
     boto3.client("s3").delete_object(Bucket=BUCKET, Key=lost)
@@ -126,7 +126,7 @@ def test_triples_models_and_artifacts_may_lie_in_object_storage(
     put("pairs/triples.jsonl.gz", gzip.compress(triples * 2))
     assert steps_of(project, store)["shard"].state == "miss"
     with pytest.raises(RecipeError, match=r"triples\.jsonl\.gz has changed since this run was planned\. Run again"):
-        storage.entries(before["shard"].config.source)
+        named.entries(before["shard"].config.source)
 
 
 @pytest.mark.usefixtures("s3")

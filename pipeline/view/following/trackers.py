@@ -13,7 +13,9 @@ from typing import Any, Protocol
 from pipeline.keeping.difference import flat
 from pipeline.plan import Step
 from pipeline.recipe.sections import Mlflow, Recipe, Wandb
+from pipeline.view.effect import read_samples
 from stages.errors import RecipeError
+from stages.evaluate.evaluation import WRITERS, Evaluation
 
 _log = logging.getLogger("raydpo")
 
@@ -43,6 +45,24 @@ def trackers(recipe: Recipe, log: Path, step: Step) -> list[Tracker]:
         if recipe.tensorboard:
             found.append(TensorBoard(log.with_suffix("") / step.name))
     return found
+
+
+def log_samples(recipe: Recipe, trained: Step, evaluated: Step, folder: Path, most: int = 100) -> None:
+    """To wandb, if the recipe names it, in the run of the policy: a table of what it writes beside its reference."""
+    rows = read_samples(Evaluation(evaluated.folder), most) if recipe.wandb else []
+    if not rows or recipe.wandb is None:
+        return
+    import wandb as client
+
+    table = client.Table(["prompt", *(f"{who}{told}" for who in WRITERS for told in ("", ", reward", ", tokens"))])
+    for row in rows:
+        table.add_data(row["prompt"], *(row[who][told] for who in WRITERS for told in ("text", "reward", "tokens")))
+    try:
+        run = _wandb(recipe.wandb, trained, folder)
+        run.log({"samples": table})
+        run.finish()
+    except Exception as error:  # what was made stands
+        _log.warning("wandb took no samples: %s", error)
 
 
 def lineage(step: Step) -> dict[str, str]:

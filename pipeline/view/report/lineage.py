@@ -6,7 +6,7 @@ from pipeline.plan import State
 from pipeline.store import RECORDED
 from pipeline.view.report.block import Block, Cell, Note, Section, cell, table
 from pipeline.view.report.run import Run, Seen, seen
-from pipeline.view.tables import key_figures, rows_of
+from pipeline.view.tables import counted, key_figures, rows_of
 
 _SHORT = 12  # digits of a fingerprint, as the store names folders
 _LETTERS = 200  # of a field
@@ -73,9 +73,9 @@ def at_a_glance(runs: Sequence[Run]) -> Section:
         for step in run.steps:
             done = step.state == State.HIT
             facts = step.manifest.facts if done else {}
-            counted = next((n for n in ("steps", "prompts", "pairs", "triples", "completions") if n in facts), None)
-            count = cell(facts[counted]) if counted else Cell("")
-            more = Cell(f"{count.text} {counted}", count.value) if counted else count
+            number, noun = counted(facts) if done else (None, "")
+            count = cell(number)
+            more = Cell(f"{count.text} {noun}".strip(), count.value)
             seconds = step.manifest.provenance.get("seconds") if done else None
             said = "; ".join(key_figures(facts)) if done else step.why
             rows.append([run.name, step.name, str(step.state), more, facts.get("tokens"), seconds, said])

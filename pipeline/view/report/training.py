@@ -93,7 +93,7 @@ def training(runs: Sequence[Run]) -> Section:
     return Section("training", "Training", blocks)
 
 
-def charts(begun: Sequence[Seen]) -> list[Block]:
+def charts(begun: Sequence[Seen]) -> list[Chart]:
     """Curves of all trainings in one chart a metric; one that nobody has is not drawn."""
     most = max(40, min(_POINTS, _ALL_POINTS // max(len(begun), 1)))
     made = [_chart(each, begun, most) for each in (*_DRAWN, *_groups(begun))]

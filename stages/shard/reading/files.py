@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import storage
 from stages.errors import RecipeError, printable
 from stages.shard.config import Source
+from stages.storage import named
+from stages.storage.place import is_remote
 
 _KINDS = {
     ".jsonl": "lines", ".ndjson": "lines", ".json": "lines", ".csv": "cells", ".tsv": "cells", ".parquet": "parquet",
@@ -40,10 +41,10 @@ class File:
 
 def files_of(source: Source) -> list[File]:
     """In a fixed order; none where `source` is no file, folder or pattern. Raises RecipeError for what is not clear."""
-    if storage.is_remote(source.source):
-        listed = storage.entries(source.source)
-        found = [File(storage.marked(each), each.name) for each in listed]
-        return [_known(found[0])] if storage.is_one_file(source.source, listed) else _of_split(found, source)
+    if is_remote(source.source):
+        listed = named.entries(source.source)
+        found = [File(named.marked(each), each.name) for each in listed]
+        return [_known(found[0])] if named.is_one_file(source.source, listed) else _of_split(found, source)
     path = Path(source.source).expanduser()
     if path.is_file():
         return [_known(File(str(path), path.name))]
@@ -101,13 +102,13 @@ def _of_split(found: list[File], source: Source) -> list[File]:
         return splits[wanted]
     if source.split == "train" and len(splits) == 1:
         return files
-    named = "; ".join(
+    listed = "; ".join(
         f"{split or 'of no split'}: {', '.join(file.name for file in there[:3])}{', ..' * (len(there) > 3)}"
         for split, there in sorted(splits.items())
     )
     fact = "holds several splits" if len(splits) > 1 else f"has no files of the split {source.split!r}"
     raise RecipeError(
-        f"{source.source} {fact} ({named}). Set shard.split to one of "
+        f"{source.source} {fact} ({listed}). Set shard.split to one of "
         f"{', '.join(filter(None, sorted(splits))) or 'train'}, or name the files that you mean by a pattern"
     )
 

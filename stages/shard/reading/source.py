@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from stages import storage
 from stages.shard.config import Source
 from stages.shard.hashes import ODD, mixed
 from stages.shard.reading import array, cells, columnar, lines
 from stages.shard.reading.opening import is_array, text_of
 from stages.shard.reading.values import as_text
 from stages.shard.reading.where import Where, compiled
+from stages.storage import named
+from stages.storage.place import is_remote
 
 _NO_TEXT = {"margin", "label", "scores", "ranks", "weight"}  # columns of numbers and truths, whose cells are read so
 _CHUNK = 500
@@ -97,7 +98,7 @@ class Slice:
 
     def file(self) -> str:
         """On this node's disk."""
-        return str(storage.fetched(self.path)) if storage.is_remote(self.path) else self.path
+        return str(named.fetched(self.path)) if is_remote(self.path) else self.path
 
     def dataset(self) -> Any:
         return columnar.load_dataset(self.kind, self.path, self.source.split, self.source.subset)
@@ -141,8 +142,8 @@ def _holds(where: Where | None, record: Record) -> bool | None:
 
 
 def _text_columns(source: Source) -> set[str]:
-    named = source.columns.model_dump()
-    return {name for role, name in named.items() if isinstance(name, str) and role not in _NO_TEXT}
+    columns = source.columns.model_dump()
+    return {name for role, name in columns.items() if isinstance(name, str) and role not in _NO_TEXT}
 
 
 @lru_cache(maxsize=64)

@@ -16,7 +16,7 @@ from stages.shard.reading.lines import ranges
 from stages.shard.reading.opening import is_compressed
 from stages.shard.reading.source import Slice, columns_of, hashes
 from stages.shard.reading.where import compiled
-from stages.storage import unmarked
+from stages.storage.named import unmarked
 
 SLICE_BYTES = 16 << 20  # of lines or Parquet, uncompressed; what is read does not depend on it
 ROWS_PER_PART = 1000

@@ -5,7 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from stages.train.config import Elastic, TrainConfig, TrainResources
+from stages.config import Elastic
+from stages.train.config import TrainConfig, TrainResources
 from stages.train.memory.bill import Bill, bill
 from stages.train.memory.sizes import Sizes, sizes_of
 

@@ -18,9 +18,8 @@ from stages.logps.nf4 import dequantized
 from stages.model_files import tokenizer_at
 from stages.train.config import TrainConfig
 from stages.train.policy.lora import merge_adapters, save_adapter
-from stages.train.policy.weight_files import WeightFiles
+from stages.train.policy.weight_files import FILE_BYTES, WeightFiles
 
-FILE_BYTES = 5 * 10**9
 _PREFIX = "causal_lm."  # where PairLogprobs holds the model
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+FILE_BYTES = 5 * 10**9  # of one file; as transformers
+
 
 class WeightFiles:
     """`model.safetensors`, or `model-00001-of-00003.safetensors`, .. with `model.safetensors.index.json`."""

@@ -1,8 +1,5 @@
-"""Object storage, where finished artifacts, triples and models may lie: what is done there otherwise than on a disk.
-
-A place there is an UPath (universal_pathlib, over any file system of fsspec). It has the methods of pathlib.Path, and
-stands wherever one is read from; but it is no Path, and no path that other libraries open. What is read from there by
-name, triples and models, is fetched once a node, into a folder that is named by its identity.
+"""Triples and models in object storage, by name: marked with what lies there, and fetched once a node, into a folder
+that is named by its identity.
 """
 
 import hashlib
@@ -10,35 +7,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from stages.errors import ContractError, RecipeError
+from stages.errors import RecipeError
 from stages.names import inside
+from stages.storage.place import place, said, system_of
 
 _MARKED = re.compile(r"(.*)#([0-9a-f]{16})")
-
-
-def is_remote(name: str) -> bool:
-    return "://" in name
-
-
-def open_root(url: str) -> Path:
-    """The place of `url` ("s3://bucket/folder"). Raises RecipeError where it cannot be written."""
-    try:
-        from upath import UPath
-
-        root = cast(Path, UPath(url, use_listings_cache=False))  # what other processes write is seen
-        probe = root / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except Exception as error:  # of the backend's own kinds
-        raise RecipeError(f"the root {url} cannot be written: {_told(error)}") from error
-    return root
 
 
 class Entry(NamedTuple):
@@ -55,8 +34,8 @@ def entries(url: str) -> list[Entry]:
     Raises RecipeError where there is none, they cannot be listed, or they are not those of the mark in the name.
     """
     name, mark = unmarked(url)
-    with _said(name):
-        system, there = _remote(_place(name))
+    with said(name):
+        system, there = system_of(place(name))
         if any(character in name for character in "*?["):
             found = system.glob(there, detail=True)
             root = re.split(r"[*?\[]", there)[0].rpartition("/")[0]
@@ -122,8 +101,8 @@ def fetched(url: str, only: Callable[[str], bool] | None = None) -> Path:
             shutil.rmtree(unfinished, ignore_errors=True)
             for entry in taken:
                 (unfinished / entry.name).parent.mkdir(parents=True, exist_ok=True)
-                with _said(entry.url):
-                    system, there = _remote(_place(entry.url))
+                with said(entry.url):
+                    system, there = system_of(place(entry.url))
                     system.get_file(there, str(unfinished / entry.name))
             if is_one_file(name, taken):
                 (unfinished / ".one").touch()
@@ -142,9 +121,9 @@ def copies() -> Path:
 
 def read_text(folder: str, name: str) -> str:
     """A small file of a folder there."""
-    place = unmarked(folder)[0]
-    with _said(f"{place}/{name}"):
-        return (_place(place) / name).read_text()
+    named = unmarked(folder)[0]
+    with said(f"{named}/{name}"):
+        return (place(named) / name).read_text()
 
 
 def is_there(url: str) -> bool:
@@ -152,31 +131,6 @@ def is_there(url: str) -> bool:
         return bool(entries(url))
     except RecipeError:
         return False
-
-
-def _place(url: str) -> Any:
-    from upath import UPath
-
-    return UPath(url, use_listings_cache=False)
-
-
-@contextmanager
-def _said(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (RecipeError, ContractError):
-        raise
-    except Exception as error:  # of the backend's own kinds
-        raise RecipeError(f"{name} cannot be read: {_told(error)}") from error
-
-
-def _told(error: Exception) -> str:
-    if isinstance(error, ImportError):  # fsspec names the package
-        return f"{error}. The package for it has to be installed, on all nodes"
-    return (
-        f"{type(error).__name__}: {error}. Look at its name, at the credentials and the endpoint in the environment "
-        "(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ..), and whether the package for it is installed"
-    )
 
 
 def _identity(system: Any, path: str, info: dict[str, Any]) -> str:
@@ -200,50 +154,3 @@ def _digest(listed: list[Entry]) -> str:
 
 def _mark(listed: list[Entry]) -> str:
     return _digest(listed)[:16]
-
-
-def sizes(folder: Path) -> dict[str, int]:
-    """Name, relative to `folder`, and bytes of all files under it; one request in object storage."""
-    if isinstance(folder, Path):
-        files = (path for path in folder.rglob("*") if path.is_file())
-        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    system, there = _remote(folder)
-    found = system.find(there, detail=True)
-    return {inside(name.removeprefix(f"{there}/"), str(folder)): each["size"] for name, each in found.items()}
-
-
-def read_all(folder: Path, pattern: str) -> dict[str, bytes]:
-    """Name, relative to `folder`, and content of all small files under it that match; in object storage together."""
-    if isinstance(folder, Path):
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob(pattern)}
-    system, there = _remote(folder)
-    names = system.glob(f"{there}/{pattern}")
-    found = system.cat(names) if names else {}
-    return {name.removeprefix(f"{there}/"): content for name, content in found.items()}
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """What pyarrow reads: the path, or an open file in object storage."""
-    if isinstance(path, Path):
-        yield path
-        return
-    with path.open("rb") as file:
-        yield file
-
-
-def download(folder: Path, target: Path) -> None:
-    (system, there), names = _remote(folder), list(sizes(folder))
-    system.get([f"{there}/{name}" for name in names], [str(target / name) for name in names])
-
-
-def upload(folder: Path, target: Path, last: str) -> None:
-    """Put all files of a folder there; the file `last` when the others are."""
-    (system, there), names = _remote(target), list(sizes(folder))
-    for each in ([name for name in names if name != last], [last]):
-        system.put([str(folder / name) for name in each], [f"{there}/{name}" for name in each])
-
-
-def _remote(place: Any) -> tuple[Any, str]:
-    """The file system of fsspec, and the path in it."""
-    return place.fs, place.path.rstrip("/")
