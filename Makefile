@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: schemas demo frontier test test-gpu check lint bench-shard bench-train bench-sample bench-score bench-scale bench-checkpoint bench-memory bench-load bench-driver bench-plan sbom audit clean
+.PHONY: schemas demo frontier test test-nodes test-gpu check lint bench-shard bench-train bench-sample bench-score bench-scale bench-checkpoint bench-memory bench-load bench-driver bench-plan sbom audit clean
 
 demo: .venv/.runtime $(MODEL)  ## install, run all stages on the embedded triples, show what they changed
 	$(BIN)/raydpo run configs/recipes/demo.yaml
@@ -11,8 +11,11 @@ demo: .venv/.runtime $(MODEL)  ## install, run all stages on the embedded triple
 frontier: .venv/.runtime $(MODEL)  ## the paper's experiment: expected reward against KL, of DPO and others
 	$(BIN)/python -m infra.frontier vader
 
-test: .venv/.dev $(MODEL)  ## all tests, in two processes
+test: .venv/.dev $(MODEL)  ## the tests, in two processes
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+
+test-nodes: .venv/.dev  ## runs that lose nodes, drivers, workers and storage, and end as if they had not
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m nodes
 
 GPU_PYTHON ?= $(BIN)/python
 test-gpu:  ## what needs a GPU, as plain torch, without Ray and vLLM: any Python that has torch will do
@@ -27,7 +30,7 @@ lint: .venv/.dev  ## the fast part of `make check`
 schemas:  ## JSON schemas of recipe and cluster files, made anew
 	$(BIN)/python -m pipeline.recipe.schema
 
-check: lint test
+check: lint test test-nodes
 
 bench-shard: .venv/.dev $(MODEL)  ## the shard stage beside datasets.map; growth with pairs
 	$(BIN)/python -m tests.benchmarks.shard

@@ -66,6 +66,7 @@ def wait_for(parts: int, folder: Path, driver: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.nodes
 def test_exactly_once_whatever_dies(project: Project, ray_cluster: str) -> None:
     (sharded,) = project.run(stages=["shard"]).values()
     made = Manifest.read(sharded.step.folder)

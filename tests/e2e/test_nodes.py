@@ -29,6 +29,7 @@ from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprob
 from stages.train.config import TrainResources
 from stages.train.job import Job
 
+pytestmark = pytest.mark.nodes
 BUCKET = "preferences"
 
 

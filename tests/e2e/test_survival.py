@@ -24,6 +24,8 @@ from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprob
 from stages.train.config import TrainResources
 from stages.train.job import Job
 
+pytestmark = pytest.mark.nodes
+
 
 def make(folder: Path, model: Path, trained: Project, address: str, steps: int, **resources: object) -> Project:
     """A project that wants `steps` small steps on the cluster at `address`, and has what they need from `trained`."""
