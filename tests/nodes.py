@@ -28,8 +28,10 @@ class Nodes:
         self._folder, self._environment = folder, os.environ | environment
         self._started = 0
         self.living: dict[str, subprocess.Popen] = {}  # by name
-        self.head = self.add(0, "--head", "--port=6379", "--dashboard-host=0.0.0.0", "--dashboard-port=8265")
         self.address, self.dashboard = f"{NET}.11:6379", f"http://{NET}.11:8265"
+
+    def start(self) -> None:
+        self.add(0, "--head", "--port=6379", "--dashboard-host=0.0.0.0", "--dashboard-port=8265")
 
     def add(self, num_cpus: int, *options: str) -> str:
         """Start one, and wait until the cluster knows it."""
@@ -86,7 +88,7 @@ class Nodes:
     def _is_known(self, address: str) -> bool:
         with suppress(requests.RequestException):
             nodes = requests.get(f"http://{NET}.11:8265/nodes?view=summary", timeout=5).json()["data"]["summary"]
-            return any(node["ip"] == address and node["raylet"]["state"] == "ALIVE" for node in nodes)
+            return any(node.get("ip") == address and node.get("raylet", {}).get("state") == "ALIVE" for node in nodes)
         return False
 
     def _processes(self, name: str) -> list[int]:
@@ -106,6 +108,7 @@ def nodes(folder: Path, environment: dict[str, str]) -> Iterator[Nodes]:
         _ip("link", "set", _BRIDGE, "up")
         made = Nodes(folder, environment)
         try:
+            made.start()
             yield made
         finally:
             made.clear()
