@@ -71,6 +71,11 @@ class Nodes:
         enter = ["nsenter", f"--target={inside}", "--net", "--pid", "--mount", "--uts", f"--wd={ROOT}"]
         return subprocess.Popen([*enter, *command], env=self._environment, **options)  # type: ignore[call-overload]
 
+    def actors(self, kind: str) -> list[int]:
+        """Processes of those on any node whose class is called so, or so and more."""
+        every = [pid for name in self.living for pid in self._processes(name)]
+        return [pid for pid in every if kind in _title(pid)]
+
     def lose(self, name: str) -> None:
         """As when its power fails: nobody is told, and no connection is closed."""
         _ip("link", "set", f"{name}-host", "down")
@@ -126,6 +131,13 @@ def _clear() -> None:
     for name in (line.split()[1].partition("@")[0].rstrip(":") for line in links.splitlines()):
         if name.startswith("raydpo"):  # one of a namespace that is gone goes a moment later by itself
             subprocess.run(["ip", "link", "delete", name], capture_output=True, check=False)
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # it has ended
+        return ""
 
 
 def _is_first(pid: int) -> bool:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Project, make_project
+from conftest import ROOT, Project, make_project, slowed
 from moto.server import DomainDispatcherApplication, create_backend_app
 from nodes import HOST, Nodes, nodes
 from ranks import figures, last_step, train_on
@@ -93,12 +93,12 @@ def cluster(storage: Storage) -> Iterator[Nodes]:  # noqa: ARG001, its address i
 
 @pytest.fixture
 def project(tmp_path: Path, tiny_model: Path, cluster: Nodes) -> Project:
-    """24 parts on two actors, then 40 steps of two workers; triples and artifacts in object storage."""
+    """24 parts on two actors, then 60 steps of two workers; triples and artifacts in object storage."""
     project = make_project(tmp_path, tiny_model, num_triples=240)
     boto3.client("s3").upload_file(str(tmp_path / "triples.jsonl"), BUCKET, "triples.jsonl")
     what = yaml.safe_load(project.recipe.read_text())
     what["shard"] |= {"source": f"s3://{BUCKET}/triples.jsonl", "num_parts": 24}
-    what["train"] |= {"max_steps": 40, "epochs": 9999}
+    what["train"] |= {"max_steps": 60, "epochs": 9999}
     project.recipe.write_text(yaml.safe_dump(what))
     work = {"kind": "work"}  # the nodes beside the head
     where = {
@@ -154,8 +154,10 @@ def test_nodes_and_storage_fail_and_the_results_are_those_of_an_undisturbed_run(
     cluster.add(1)
     wait_until(lambda: "score │ done" in said.read_text(), sent, said)
     storage.ails = False
-    wait_until(lambda: last_step(draft["train"]) >= 7, sent, said)
-    cluster.lose(other)
+    wait_until(lambda: last_step(draft["train"]) >= 1, sent, said)
+    with slowed(cluster.actors("RayTrainWorker")):
+        wait_until(lambda: last_step(draft["train"]) >= 7, sent, said)
+        cluster.lose(other)
     cluster.add(1)
     assert sent.wait(300) == 0, said.read_text()
     assert "a secret of tests" not in said.read_text()
@@ -212,11 +214,12 @@ def test_of_two_drivers_on_two_nodes_one_makes_it_and_a_dead_one_frees_it(
 
     makes = start(first)
     wait_until(lambda: parts_in(folder) >= 1, makes, said[first])
-    waits = start(second)
-    wait_until(lambda: "is being made by process" in said[second].read_text(), waits, said[second])
-    assert f"on {first} since" in " ".join(said[second].read_text().split())
-    assert makes.poll() is None, said[first].read_text()
-    cluster.lose(first)
+    with slowed(cluster.actors("PartScorer")):
+        waits = start(second)
+        wait_until(lambda: "is being made by process" in said[second].read_text(), waits, said[second])
+        assert f"on {first} since" in " ".join(said[second].read_text().split())
+        assert makes.poll() is None, said[first].read_text()
+        cluster.lose(first)
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}
     assert 0 < len(finished) < 24
     assert waits.wait(300) == 0, said[second].read_text()
