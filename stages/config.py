@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Labels = dict[str, str]  # of the nodes that may have a stage's work, as `ray start --labels` gives them; none: all
 
 
 class Config(BaseModel):

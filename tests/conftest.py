@@ -160,6 +160,15 @@ def actors_of(cluster: str, kind: str) -> list[int]:
     return [actor.pid for actor in actors if kind in actor.class_name]
 
 
+def wait_until(true: Callable[[], bool], process: subprocess.Popen, said: Path, seconds: float = 120) -> None:
+    """While `process` runs, which says in the file `said` what goes wrong."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, said.read_text()
+        assert time.monotonic() < deadline, said.read_text()
+        time.sleep(0.02)
+
+
 @contextmanager
 def slowed(processes: Sequence[int]) -> Iterator[None]:
     """They stand still for most of the time, so that work is left when what takes Ray seconds has happened."""

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from stages.artifacts import PreferencePairs, ReferenceLogprobs
+from stages.train.config import TrainConfig, TrainResources
 from stages.train.job import Job
 from stages.train.worker import Worker
 
@@ -77,6 +79,16 @@ def last_step(out: Path) -> int:
 
 def figures(out: Path, names: Sequence[str]) -> list[tuple[Any, ...]]:
     return [tuple(line.get(name) for name in names) for line in metrics_of(out)]
+
+
+def check_undisturbed(trained: Path, config: TrainConfig, pairs: Path, logprobs: Path, scratch: Path) -> None:
+    """The training at `trained` has ended as one of a single rank to which nothing happened."""
+    job = Job(config, TrainResources(), PreferencePairs(pairs), ReferenceLogprobs(logprobs), scratch, 128)
+    train_on(job, world=1)
+    assert figures(trained, ("step", "batch")) == figures(job.out, ("step", "batch"))
+    expected = weights(job.out)
+    for name, weight in weights(trained).items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=0)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

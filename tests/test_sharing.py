@@ -99,9 +99,12 @@ def test_what_trl_cannot_be_told_is_left_out(inputs: tuple[PreferencePairs, Refe
 @pytest.fixture(scope="module")
 def moved(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model, with other weights."""
-    folder = tmp_path_factory.mktemp("moved") / "model"
-    shutil.copytree(tiny_model, folder)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    return moved_from(tiny_model, tmp_path_factory.mktemp("moved") / "model")
+
+
+def moved_from(start: Path, folder: Path) -> Path:
+    shutil.copytree(start, folder)
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -123,13 +126,7 @@ def test_an_average_is_the_average(tiny_model: Path, moved: Path, tmp_path: Path
 
 def test_what_policies_agree_on_is_added_to_their_start(tiny_model: Path, moved: Path, tmp_path: Path) -> None:
     """TIES as its paper says it (section 4, with lambda 1), a number at a time."""
-    other = tmp_path / "other"
-    shutil.copytree(moved, other)
-    model = AutoModelForCausalLM.from_pretrained(moved, dtype=torch.float32)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.sub_(0.1 * torch.randn_like(weight))
-    model.save_pretrained(other)
+    other = moved_from(moved, tmp_path / "other")
     average([moved, other], [1, 1], tmp_path / "out", ties=Ties(tiny_model, 0.3))
     start, one, two, merged = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()

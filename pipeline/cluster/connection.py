@@ -51,11 +51,9 @@ def connected(cluster: Cluster, verbose: bool, stages: Collection[str] = tuple(S
     context.raise_original_map_exception = True  # so that a worker's error reaches the user as itself
     try:
         if address == "local":
-            check_fits(cluster, stages, Node({"CPU": 0, "GPU": 0} | ray.cluster_resources()))
+            check_fits(cluster, stages, Node.of_ray(ray.cluster_resources(), {}))
         else:
-            nodes = [
-                Node({"CPU": 0, "GPU": 0} | each["Resources"], each["Labels"]) for each in ray.nodes() if each["Alive"]
-            ]
+            nodes = [Node.of_ray(each["Resources"], each["Labels"]) for each in ray.nodes() if each["Alive"]]
             for line in told(cluster, stages, nodes):
                 if line.startswith("Warning: "):
                     _log.warning(line.removeprefix("Warning: "))

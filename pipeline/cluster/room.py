@@ -14,6 +14,11 @@ class Node(NamedTuple):
     resources: Mapping[str, float]  # "CPU", "GPU"; what is not named is not checked
     labels: Mapping[str, str] = {}
 
+    @classmethod
+    def of_ray(cls, resources: Mapping[str, float], labels: Mapping[str, str]) -> "Node":
+        """Ray leaves out what a node has none of."""
+        return cls({"CPU": 0, "GPU": 0, **resources}, labels)
+
 
 class Wanted(NamedTuple):
     """What a stage needs at the least: so many actors or workers, each on one node that has the labels."""
@@ -104,4 +109,4 @@ def living(cluster: Cluster) -> list[Node]:
         found = list_nodes(address=address, filters=[("state", "=", "ALIVE")], limit=10_000)
     except (RayStateApiException, OSError) as error:
         raise RecipeError(f"no Ray cluster answers at {address}: {error}") from error
-    return [Node({"CPU": 0, "GPU": 0} | node.resources_total, node.labels or {}) for node in found]
+    return [Node.of_ray(node.resources_total, node.labels or {}) for node in found]

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from stages.config import Config, Count
+from stages.config import Config, Count, Labels
 from stages.evaluate.config import EvaluateConfig, EvaluateResources
 from stages.judge.config import JudgeConfig, JudgeResources
 from stages.sample.config import SampleConfig, SampleResources
@@ -64,7 +64,7 @@ class Nodes(Config):
     count: Count = 1
     cpus: float = Field(gt=0)
     gpus: float = Field(0, ge=0)
-    labels: dict[str, str] = {}  # ray start --labels
+    labels: Labels = {}
 
 
 class Cluster(Config):

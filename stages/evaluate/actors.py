@@ -37,7 +37,7 @@ def worked(pools: Sequence[Pool], resources: EvaluateResources) -> Iterator[Any]
     actor = ray.remote(
         num_cpus=resources.cpus_per_actor,
         num_gpus=resources.gpus_per_actor,
-        label_selector=dict(resources.labels) or None,
+        label_selector=resources.labels or None,
         runtime_env={} if resources.gpus_per_actor else {"env_vars": CPU_ENVIRONMENT},
         max_restarts=resources.restarts,
         max_task_retries=resources.restarts,

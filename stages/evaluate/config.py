@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.config import Config, Count
+from stages.config import Config, Count, Labels
 from stages.engine.config import EngineResources, Sampling
 from stages.judge.config import Asking, ChatJudge
 from stages.train.objective.named.loss import Loss
@@ -50,6 +50,6 @@ class EvaluateConfig(Config):
 class EvaluateResources(EngineResources, Asking):
     actors: Count = 1  # of each of the two models
     cpus_per_actor: Count = 1
-    labels: dict[str, str] = {}  # of the nodes that may have them, as `ray start --labels` gives them
+    labels: Labels = {}
     max_tokens_per_batch: Count = 8192  # of a forward pass that computes log-probs: bounds memory
     restarts: int = Field(3, ge=0)  # of an actor that dies

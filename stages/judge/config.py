@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.config import Config, Count, Elastic, Fraction
+from stages.config import Config, Count, Elastic, Fraction, Labels
 
 Pairing = Literal["best_worst", "best_random", "all"]
 
@@ -96,7 +96,7 @@ class Asking(Config):
 class JudgeResources(Asking):
     actors: Count | Elastic = 1
     cpus_per_actor: Count = 1
-    labels: dict[str, str] = {}  # of the nodes that may have them, as `ray start --labels` gives them
+    labels: Labels = {}
     gpus_per_actor: int = Field(0, ge=0, le=1)  # of a reward model
     attempts: Count = 3  # at a part, where the process of the judge dies
     max_tokens_per_batch: Count = 8192  # of a reward model

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import ray
 
-from stages.config import Elastic, fewest, most
+from stages.config import Elastic, Labels, fewest, most
 from stages.cpu_environment import CPU_ENVIRONMENT
 from stages.errors import out_of_ray
 from stages.progress import Progress
@@ -26,7 +26,7 @@ class Pool(Protocol):
     def gpus_per_actor(self) -> int: ...
 
     @property
-    def labels(self) -> dict[str, str]: ...
+    def labels(self) -> Labels: ...
 
 
 def reports(todo: Sequence[str], worker: type, job: Any, pool: Pool) -> Iterator[dict[str, Any]]:
@@ -41,7 +41,7 @@ def reports(todo: Sequence[str], worker: type, job: Any, pool: Pool) -> Iterator
             batch_format="pyarrow",
             num_cpus=pool.cpus_per_actor,
             num_gpus=pool.gpus_per_actor,
-            label_selector=dict(pool.labels) or None,
+            label_selector=pool.labels or None,
             runtime_env={} if pool.gpus_per_actor else {"env_vars": CPU_ENVIRONMENT},
             # Two parts at an actor, so that the next one is read when the engine is done with this one; and no more, so
             # that at the end none waits at one actor while another is idle.

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.config import Count, Elastic, Fraction
+from stages.config import Count, Elastic, Fraction, Labels
 from stages.engine.config import EngineResources, Sampling
 from stages.shard.config import Chat, Columns, Where
 
@@ -30,5 +30,5 @@ class SampleConfig(Sampling):
 class SampleResources(EngineResources):
     actors: Count | Elastic = 1  # engines at work; of several models one after the other
     cpus_per_actor: Count = 1
-    labels: dict[str, str] = {}  # of the nodes that may have them, as `ray start --labels` gives them
+    labels: Labels = {}
     attempts: Count = 3  # at a part, before the prompts that make it fail are searched for and set aside

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stages.config import Config, Count, Elastic, Fraction
+from stages.config import Config, Count, Elastic, Fraction, Labels
 from stages.engine.config import EngineResources
 
 
@@ -43,7 +43,7 @@ class ScoreConfig(Config):
 class ScoreResources(EngineResources):
     actors: Count | Elastic = 1
     cpus_per_actor: Count = 1
-    labels: dict[str, str] = {}  # of the nodes that may have them, as `ray start --labels` gives them
+    labels: Labels = {}
     attempts: Count = 3  # at a part, before the pairs that make it fail are searched for and set aside
     share_prompt_prefix: bool = False  # a prompt is computed once a pair, where the engine picks tokens (V2 runner)
     # Of the torch backend:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from stages.config import Config, Count, Fraction
+from stages.config import Config, Count, Fraction, Labels
 from stages.shard.reading.where import check
 from stages.storage.named import unmarked
 
@@ -179,4 +179,4 @@ class ShardConfig(Selection):
 
 class ShardResources(Config):
     rows_per_task: Count = 4_000  # rows that one Ray task tokenizes, where a source can be cut
-    labels: dict[str, str] = {}  # of the nodes that may have tasks, as `ray start --labels` gives them
+    labels: Labels = {}

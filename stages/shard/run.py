@@ -18,6 +18,7 @@ import numpy as np
 import ray
 
 from stages.artifacts import PreferencePairs
+from stages.config import Labels
 from stages.errors import ContractError, out_of_ray
 from stages.progress import Progress, Silent
 from stages.samples import Triples
@@ -92,11 +93,11 @@ def _of_judge(config: ShardConfig, triples: Triples, replayed: Sequence[Triples]
     return config.model_copy(update={"sources": tuple(sources)})
 
 
-def _on_workers(labels: dict[str, str], function: Callable[[Slice], Any], pieces: Sequence[Slice]) -> list[Any]:
+def _on_workers(labels: Labels, function: Callable[[Slice], Any], pieces: Sequence[Slice]) -> list[Any]:
     """A few slices cost less here than their way to workers."""
     if len(pieces) <= _FEW:
         return list(map(function, pieces))
-    task = ray.remote(lambda piece: function(piece)).options(label_selector=dict(labels) or None)
+    task = ray.remote(lambda piece: function(piece)).options(label_selector=labels or None)
     return ray.get([task.remote(piece) for piece in pieces])
 
 
@@ -111,7 +112,7 @@ def _scratch(out: Path, work: Sequence[Slice]) -> Path:
     return scratch
 
 
-def _tokenize(work: Sequence[Slice], job: Job, labels: dict[str, str], progress: Progress) -> list[SliceDone]:
+def _tokenize(work: Sequence[Slice], job: Job, labels: Labels, progress: Progress) -> list[SliceDone]:
     """The first pass."""
     left = [index for index in range(len(work)) if not done_file(job, index).exists()]
     progress.start(len(work), len(work) - len(left), "slices")
@@ -121,7 +122,7 @@ def _tokenize(work: Sequence[Slice], job: Job, labels: dict[str, str], progress:
     return [SliceDone.read(done_file(job, index)) for index in range(len(work))]
 
 
-def _write_parts(done: Sequence[SliceDone], job: Job, labels: dict[str, str], progress: Progress) -> Counter[str]:
+def _write_parts(done: Sequence[SliceDone], job: Job, labels: Labels, progress: Progress) -> Counter[str]:
     """The second pass; the facts of all parts."""
     progress.start(job.num_parts, 0, "parts")
     groups = [{"first": first, "last": last} for first, last in _groups(np.sum([each.cells for each in done], axis=0))]
@@ -155,14 +156,14 @@ def _groups(cells: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _rows(
-    items: list[dict[str, Any]], task: Callable[..., Any], known: dict[str, Any], labels: dict[str, str]
+    items: list[dict[str, Any]], task: Callable[..., Any], known: dict[str, Any], labels: Labels
 ) -> Iterator[dict[str, Any]]:
     """What a Ray task each makes of the items, as they come."""
     if items:
         tasks = ray.data.from_items(items, override_num_blocks=len(items))
         with out_of_ray():
             yield from tasks.map_batches(
-                task, batch_size=1, batch_format="pyarrow", fn_kwargs=known, label_selector=dict(labels) or None
+                task, batch_size=1, batch_format="pyarrow", fn_kwargs=known, label_selector=labels or None
             ).iter_rows()
 
 

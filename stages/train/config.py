@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from stages.config import Config, Count, Elastic, Fraction, fewest, most
+from stages.config import Config, Count, Elastic, Fraction, Labels, fewest, most
 from stages.train.objective.named.loss import Loss
 from stages.train.objective.named.paired import Sigmoid
 
@@ -119,7 +119,7 @@ class TrainResources(Config):
     workers: Count | Elastic = 1  # a number, or {min: .., max: ..}: then a run goes on without nodes that it loses
     cpus_per_worker: Count = 1
     gpus_per_worker: int = Field(0, ge=0, le=1)
-    labels: dict[str, str] = {}  # of the nodes that may have them, as `ray start --labels` gives them
+    labels: Labels = {}
     shard_size: Count | None = None  # workers that hold one copy of the weights between them (HSDP); None: all
     context_parallel: Count = 1  # workers that share the tokens of each micro-batch
     memory_gb: float | None = Field(None, gt=0)  # of a worker, or of its GPU, 1e9 bytes: what `plan` compares with

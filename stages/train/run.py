@@ -113,7 +113,7 @@ def _fit(job: Job, steps: int, progress: Progress) -> None:
             num_workers=(fewest, most) if isinstance(resources.workers, Elastic) else most,
             use_gpu=bool(resources.gpus_per_worker),
             resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
-            label_selector=dict(resources.labels) or None,
+            label_selector=resources.labels or None,
             elastic_resize_monitor_interval_s=resources.resize_seconds,
         ),
         run_config=RunConfig(

@@ -14,7 +14,7 @@ from stages.errors import ContractError
 from stages.train.best import Best, score
 from stages.train.following.happened import Happened
 from stages.train.following.metrics_log import Metrics, MetricsLog
-from stages.train.following.profile import Profile
+from stages.train.following.profile import profiled
 from stages.train.following.watch import Watch
 from stages.train.job import Job
 from stages.train.pairs.shares import num_steps
@@ -43,14 +43,15 @@ class Worker:
         trainer, config = self.trainer, self.job.config
         with self._alone():
             total, done = num_steps(len(trainer.pairs), config), self._resume()
-            with self.watch.watching(), self._profile() as profile:
+            trace = self.job.out / "profile" / f"rank-{trainer.rank}.json.gz"
+            with self.watch.watching(), profiled(trace, self.job.resources.profile_steps) as step_ended:
                 if done is None:
                     self._log({"step": 0} | self._first_look())
                 step = done or 0
                 while step < total and not self.best.says_stop(config) and not self._pauses(step):
                     step += 1
                     self._step(step, total)
-                    profile.step()
+                    step_ended()
             self.checkpoints.wait()
             if self._pauses(step) and step < total and not self.best.says_stop(config):
                 trainer.close()
@@ -59,9 +60,6 @@ class Worker:
                 self.checkpoints.load(self.best.step, trainer.model, trainer.optimizer)
             trainer.close()
             export_policy(self.job.out / "policy", trainer.model, config)
-
-    def _profile(self) -> Profile:
-        return Profile(self.job.out / "profile" / f"rank-{self.trainer.rank}.json.gz", self.job.resources.profile_steps)
 
     def _pauses(self, step: int) -> bool:
         return self.job.resources.pause_at is not None and step >= self.job.resources.pause_at

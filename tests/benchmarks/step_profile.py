@@ -3,10 +3,9 @@
 Usage: python -m tests.benchmarks.step_profile [--sets hh long] [--scoring]
 
 Each set is its own process: the steps of the set warm it up, and the last one is done again under torch.profiler; of
-scoring, all pairs are done twice. Time
-is that of the thread that computes, in each operator without what it calls. "compiled" is what torch.compile has fused
-of the layers, the memory that it asks for included. Page faults are a cost within the others: memory that the step
-touches for the first time.
+scoring, all pairs are done twice. Time is that of the thread that computes, in each operator without what it calls.
+"compiled" is what torch.compile has fused of the layers, the memory that it asks for included. Page faults are a cost
+within the others: memory that the step touches for the first time.
 """
 
 import argparse

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -13,24 +14,20 @@ from typing import Any
 import boto3
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
-from conftest import ROOT, Project, make_project, slowed
+from bucket import BUCKET, make_bucket
+from conftest import ROOT, Project, make_project, slowed, wait_until
 from moto.server import DomainDispatcherApplication, create_backend_app
 from nodes import HOST, Nodes, nodes
-from ranks import figures, last_step, train_on
-from s3fs import S3FileSystem
-from safetensors.torch import load_file
+from ranks import check_undisturbed, last_step
 from werkzeug.serving import make_server
 
 from pipeline.plan import State, Step
 from pipeline.store import Store
-from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
-from stages.train.config import TrainResources
-from stages.train.job import Job
+from stages.artifacts import PreferencePairs
 
 pytestmark = pytest.mark.nodes
-BUCKET = "preferences"
+patiently = partial(wait_until, seconds=180)  # a node takes a while to start, or to be missed
 
 
 class Storage:
@@ -62,12 +59,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
     made = Storage()
     server = make_server("0.0.0.0", 0, made, threaded=True)
     Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret of tests")
-    S3FileSystem.clear_instance_cache()
-    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    make_bucket(monkeypatch, server.server_port, "a secret of tests")
     yield made
     server.shutdown()
 
@@ -114,14 +106,6 @@ def project(tmp_path: Path, tiny_model: Path, cluster: Nodes) -> Project:
     return project
 
 
-def wait_until(true: Callable[[], bool], process: subprocess.Popen, said: Path) -> None:
-    deadline = time.monotonic() + 180
-    while not true():
-        assert process.poll() is None, said.read_text()
-        assert time.monotonic() < deadline, said.read_text()
-        time.sleep(0.02)
-
-
 def raydpo(command: str, project: Project, *options: str) -> list[str]:
     return [
         *(sys.executable, "-m", "pipeline", command, str(project.recipe), "--cluster", str(project.cluster)),
@@ -148,15 +132,15 @@ def test_nodes_and_storage_fail_and_the_results_are_those_of_an_undisturbed_run(
     assert "cluster.train.workers is 2, each with 1 CPUs on nodes with kind=work: there is room for 2" in planned.stdout
     with said.open("w") as log:
         sent = subprocess.Popen(raydpo("submit", project, "--follow"), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-    wait_until(lambda: parts_in(draft["score"]) >= 3, sent, said)
+    patiently(lambda: parts_in(draft["score"]) >= 3, sent, said)
     storage.ails = True
     cluster.lose(lost)
     cluster.add(1)
-    wait_until(lambda: "score │ done" in said.read_text(), sent, said)
+    patiently(lambda: "score │ done" in said.read_text(), sent, said)
     storage.ails = False
-    wait_until(lambda: last_step(draft["train"]) >= 1, sent, said)
+    patiently(lambda: last_step(draft["train"]) >= 1, sent, said)
     with slowed(cluster.actors("RayTrainWorker")):
-        wait_until(lambda: last_step(draft["train"]) >= 7, sent, said)
+        patiently(lambda: last_step(draft["train"]) >= 7, sent, said)
         cluster.lose(other)
     cluster.add(1)
     assert sent.wait(300) == 0, said.read_text()
@@ -176,19 +160,8 @@ def test_nodes_and_storage_fail_and_the_results_are_those_of_an_undisturbed_run(
     undisturbed = project.run(stages=["shard", "score"])
     for name, done in undisturbed.items():
         assert done.step.manifest.files == ended[name].manifest.files
-    job = Job(
-        ended["train"].config,
-        TrainResources(),
-        PreferencePairs(undisturbed["shard"].step.folder),
-        ReferenceLogprobs(undisturbed["score"].step.folder),
-        tmp_path / "alone",
-        128,
-    )
-    train_on(job, world=1)
-    assert figures(there["train"], ("step", "batch")) == figures(job.out, ("step", "batch"))
-    expected = load_file(job.out / "policy" / "model.safetensors")
-    for name, weight in load_file(PolicyCheckpoint(there["train"]).policy / "model.safetensors").items():
-        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=0)
+    made = [undisturbed[name].step.folder for name in ("shard", "score")]
+    check_undisturbed(there["train"], ended["train"].config, *made, tmp_path / "alone")
 
 
 def of(part: Path) -> list[str]:
@@ -213,10 +186,10 @@ def test_of_two_drivers_on_two_nodes_one_makes_it_and_a_dead_one_frees_it(
             return cluster.popen(node, command, stdout=log, stderr=subprocess.STDOUT)
 
     makes = start(first)
-    wait_until(lambda: parts_in(folder) >= 1, makes, said[first])
+    patiently(lambda: parts_in(folder) >= 1, makes, said[first])
     with slowed(cluster.actors("PartScorer")):
         waits = start(second)
-        wait_until(lambda: "is being made by process" in said[second].read_text(), waits, said[second])
+        patiently(lambda: "is being made by process" in said[second].read_text(), waits, said[second])
         assert f"on {first} since" in " ".join(said[second].read_text().split())
         assert makes.poll() is None, said[first].read_text()
         cluster.lose(first)

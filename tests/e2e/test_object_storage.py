@@ -12,9 +12,9 @@ from pathlib import Path
 import boto3
 import pytest
 import yaml
+from bucket import BUCKET, make_bucket
 from conftest import ROOT, Project, make_project
 from moto.server import ThreadedMotoServer
-from s3fs import S3FileSystem
 
 from pipeline.identity import Digests, source_identity
 from pipeline.plan import Step, plan
@@ -26,22 +26,13 @@ from stages.shard.config import ShardConfig
 from stages.shard.reading.survey import sample
 from stages.storage import folders, named
 
-BUCKET = "preferences"
-
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """The environment of who uses it."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    environment = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
-    environment |= {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_MAX_ATTEMPTS": "1"}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()  # each server has a port of its own, and fsspec remembers the first
-    boto3.client("s3").create_bucket(Bucket=BUCKET)
-    yield environment
+    yield make_bucket(monkeypatch, server.get_host_and_port()[1], "tests", AWS_MAX_ATTEMPTS="1")
     server.stop()
 
 

@@ -6,23 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from conftest import ROOT, Project, actors_of, make_project, slowed
-from ranks import figures, last_step, train_on
+from conftest import ROOT, Project, actors_of, make_project, slowed, wait_until
+from ranks import check_undisturbed, last_step
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
-from safetensors.torch import load_file
-
-from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
-from stages.train.config import TrainResources
-from stages.train.job import Job
 
 pytestmark = pytest.mark.nodes
 
@@ -50,14 +44,6 @@ def start(project: Project, said: Path) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT
         )
-
-
-def wait_until(true: Callable[[], bool], driver: subprocess.Popen, said: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not true():
-        assert driver.poll() is None, said.read_text()
-        assert time.monotonic() < deadline, said.read_text()
-        time.sleep(0.02)
 
 
 def workers_of(cluster: str) -> list[int]:
@@ -91,29 +77,16 @@ def test_a_stall_a_dead_worker_and_a_dead_driver(
 
     driver = start(project, said)
     assert driver.wait(timeout=300) == 0, said.read_text()
-    check_undisturbed(project, tmp_path)
+    check(project, tmp_path / "undisturbed")
     happened = [event["what"] for event in step.manifest.facts["happened"]]
     assert "stood still" in happened
     assert happened.count("begun again") == 2
 
 
-def check_undisturbed(project: Project, folder: Path) -> None:
-    """The run has ended as one to which nothing happened."""
-    step = project.plan()["train"]
-    pairs, logprobs = (project.plan()[stage].folder for stage in ("shard", "score"))
-    undisturbed = Job(
-        step.config,
-        TrainResources(),
-        PreferencePairs(pairs),
-        ReferenceLogprobs(logprobs),
-        folder / "undisturbed",
-        128,
-    )
-    train_on(undisturbed, world=1)
-    assert figures(step.folder, ("step", "batch")) == figures(undisturbed.out, ("step", "batch"))
-    expected = load_file(undisturbed.out / "policy" / "model.safetensors")
-    for name, weight in load_file(PolicyCheckpoint(step.folder).policy / "model.safetensors").items():
-        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=0)
+def check(project: Project, scratch: Path) -> None:
+    steps = project.plan()
+    train, shard, score = (steps[name] for name in ("train", "shard", "score"))
+    check_undisturbed(train.folder, train.config, shard.folder, score.folder, scratch)
 
 
 def give_notice(node: Any, cluster: str) -> None:
@@ -160,6 +133,6 @@ def test_a_node_goes_after_notice_and_another_comes(
         nodes.add_node(num_cpus=1)
         wait_until(lambda: len(workers_of(nodes.address)) == 2, driver, said)
     assert driver.wait(timeout=300) == 0, said.read_text()
-    check_undisturbed(project, tmp_path)
+    check(project, tmp_path / "undisturbed")
     happened = [event["what"] for event in step.manifest.facts["happened"]]
     assert happened.count("begun again") == 2
