@@ -58,6 +58,7 @@ class Step(Identity):
     folder: Path
     state: State
     why: str
+    new: float = 1.0  # the share of its rows that no earlier artifact answers
 
     @property
     def manifest(self) -> Manifest:
@@ -172,8 +173,9 @@ def _with_news(step: Step, steps: dict[str, Step], store: Store) -> Step:
     if not artifacts:
         return step
     (new, looked), total = KnownLogprobs(artifacts).count_new(pairs), pairs.manifest.facts["pairs"]
-    told = str(new) if looked >= total else f"about {round(new / max(looked, 1) * total)}"
-    return replace(step, why=f"{step.why}; {told} of {total} pairs are new to this reference")
+    share = new / max(looked, 1)
+    told = str(new) if looked >= total else f"about {round(share * total)}"
+    return replace(step, why=f"{step.why}; {told} of {total} pairs are new to this reference", new=share)
 
 
 def known(identity: Identity, store: Store) -> list[Any]:

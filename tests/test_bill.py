@@ -70,6 +70,40 @@ def test_times_are_those_of_earlier_artifacts(trained: Project, tmp_path: Path) 
     )
 
 
+def test_what_earlier_artifacts_answer_is_not_on_it(trained: Project, tmp_path: Path) -> None:
+    alone, other = f"cluster.root={tmp_path}", "shard.num_parts=3"
+    for step in trained.plan().values():
+        shutil.copytree(step.folder, tmp_path / step.stage.name / step.folder.name)
+    trained.run(alone, other, stages=["shard"])
+    item = bill(trained, alone, other).of("score")
+    assert (item.flops, item.memory) == (0, None)
+    assert item.basis == "by what it takes to start: all is known from earlier artifacts"
+    assert bill(trained, alone, other, "score.dtype=bfloat16").of("score").flops > 0  # another reference
+
+
+def test_what_a_stopped_run_has_finished_is_not_on_it(trained: Project, tmp_path: Path) -> None:
+    made, alone = trained.plan(), f"cluster.root={tmp_path}"
+    shutil.copytree(made["shard"].folder, tmp_path / "shard" / made["shard"].folder.name)
+    whole = {name: bill(trained, alone).of(name) for name in ("score", "train")}
+    store = Store.open(str(tmp_path), str(tmp_path))
+    for name in ("score", "train"):
+        draft = store.draft(name, made[name].fingerprint)
+        shutil.copytree(made[name].folder, draft)
+        (draft / "manifest.json").unlink()
+        if name == "score":
+            first, *others = sorted(draft.glob("part-*"))
+            assert len(others) == 3
+            first.unlink()
+        else:
+            shutil.rmtree(draft / "checkpoints", ignore_errors=True)
+            (draft / "checkpoints/step-00000002").mkdir(parents=True)
+            (draft / "checkpoints/step-00000002/meta.json").write_text("{}")
+    left = {name: bill(trained, alone).of(name) for name in ("score", "train")}
+    assert left["score"].flops == pytest.approx(whole["score"].flops / 4)
+    assert left["train"].flops == pytest.approx(whole["train"].flops * 4 / 6)
+    assert left["train"].rows == whole["train"].rows == 6
+
+
 def test_a_reference_in_the_trainer_would_add_a_third(trained: Project) -> None:
     found = bill(trained, "train.loss.beta=0.2").reference
     assert found is not None

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pipeline.bill import earlier, speed, work, written
 from pipeline.bill.amounts import Amount, prompts_of
 from pipeline.bill.item import Item, Reference
+from pipeline.bill.left import left_of_scoring, left_of_training
 from pipeline.bill.speed import Speed
 from pipeline.plan import State, Step
 from pipeline.recipe.sections import Cluster
@@ -55,10 +56,11 @@ def reference_of(
     sizes = sizes_of(config.policy)
     if amount is None or sizes is None or not config.loss.reference or not item.flops:
         return None
-    added = work.trained(sizes, amount, config, cluster.train).reference
-    seconds = None if item.seconds is None else added / item.flops * item.seconds
+    whole = work.trained(sizes, amount, config, cluster.train)
+    share = whole.reference / (whole.flops + whole.looks)
+    seconds = None if item.seconds is None else share * item.seconds
     held = base(sizes, _WIDE[config.dtype], config.quantize is not None) / shards(cluster.train)
-    return Reference(added, added / item.flops, seconds, held, (scoring.flops or 0.0) if scoring else 0.0)
+    return Reference(share * item.flops, share, seconds, held, (scoring.flops or 0.0) if scoring else 0.0)
 
 
 def _pairs(item: Item, amount: Amount) -> Item:
@@ -71,16 +73,19 @@ def _score(step: Step, config: ScoreConfig, amount: Amount, item: Item, cluster:
     resources = cluster.score
     if step.state in _MADE or (sizes := sizes_of(config.model)) is None:
         return item
-    flops = work.scored(sizes, amount, config, resources)
+    flops = left_of_scoring(step, store) * work.scored(sizes, amount, config, resources)
     gpus = most(resources.actors) * resources.gpus_per_actor
     devices, device = (gpus, "GPU") if gpus else (most(resources.actors) * resources.cpus_per_actor, "core")
     told = earlier.of_score(step, resources, store, sizes) or _by_peak("score", devices, cluster, bool(gpus))
-    item = _timed(replace(item, flops=flops), told, flops, devices, device)
+    item = replace(item, flops=flops, bytes=written.logprobs(amount, store))
+    if not flops:  # no actor loads the model
+        return _timed(item, speed.TAKEN_OVER, flops, devices, device)
+    item = _timed(item, told, flops, devices, device)
     held = None
     if config.backend == "torch":  # an engine takes the share that cluster.score.memory_fraction says
         weights = base(sizes, _WIDE[config.dtype], config.quantize is not None) / max(resources.gpus_per_actor, 1)
         held = weights + working_of_forward(sizes, _WIDE[config.dtype], resources.max_tokens_per_batch, bool(gpus))
-    return replace(item, bytes=written.logprobs(amount, store), memory=held)
+    return replace(item, memory=held)
 
 
 def _train(step: Step, config: TrainConfig, amount: Amount, item: Item, cluster: Cluster, store: Store) -> Item:
@@ -94,7 +99,7 @@ def _train(step: Step, config: TrainConfig, amount: Amount, item: Item, cluster:
     gpus = resources.fewest_workers * resources.gpus_per_worker
     devices = gpus or resources.fewest_workers * resources.cpus_per_worker
     told = earlier.of_train(step, resources, store) or _by_peak("train", devices, cluster, bool(gpus))
-    flops = done.flops + done.looks
+    flops = left_of_training(step, store, steps) * (done.flops + done.looks)
     item = _timed(replace(item, flops=flops), told, flops, devices, "GPU" if gpus else "core")
     # A step of a small batch fills no micro-batch.
     of_step = config.global_batch * amount.packed / max(amount.pairs, 1) / resources.fewest_workers

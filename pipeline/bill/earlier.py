@@ -37,7 +37,7 @@ def of_score(step: Step, resources: ScoreResources, store: Store, sizes: Sizes) 
             continue
         amount = of_facts(pairs)
         share = facts["scored"] / max(facts["pairs"], 1)  # others were taken over
-        busy = sum(each["seconds"] for each in facts["actors"].values()) / max(len(facts["actors"]), 1)
+        busy = _busy(facts["actors"])
         operations = share * work.scored(sizes, amount, config, resources)
         seconds = max(manifest.provenance["seconds"], busy)  # a run that went on with an earlier one knows its own
         found.append(Seen(operations, seconds, seconds - busy))
@@ -64,12 +64,17 @@ def of_drawn(step: Step, store: Store) -> tuple[Speed, float] | None:
         drawn = sum(each["drawn"] for each in facts["actors"].values())
         if not drawn or not _alike(manifest, step, _OF_SAMPLE):
             continue
-        busy = sum(each["seconds"] for each in facts["actors"].values()) / len(facts["actors"])
+        busy = _busy(facts["actors"])
         seconds = max(manifest.provenance["seconds"], busy)
         found.append(Seen(drawn, seconds, seconds - busy))
         lengths.append(facts["mean_tokens"])
     speed = of_earlier(found)
     return None if speed is None else (speed, sum(lengths) / len(lengths))
+
+
+def _busy(actors: dict[str, dict[str, float]]) -> float:
+    """Seconds of an actor's work, the mean; to load its model is not of the work, but of the start."""
+    return sum(each["seconds"] - each.get("loading", 0.0) for each in actors.values()) / max(len(actors), 1)
 
 
 _OF_SCORE = ("model", "backend", "dtype", "quantize")

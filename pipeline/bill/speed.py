@@ -1,5 +1,6 @@
 """How fast a stage is: as earlier artifacts have been, else by a peak and how much of it is reached."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -9,7 +10,13 @@ from typing import Any
 
 # Of a peak, as measured on CPUs (tests/benchmarks/README.md). Of GPUs nothing is measured: what others report.
 UTILISATION = {"train": 0.4, "score": 0.5, "sample": 0.3}
-START = {"shard": 6.0, "score": 12.0, "train": 15.0, "sample": 60.0}  # seconds, before the first row or step
+START = {
+    "shard": 6.0,
+    "score": 12.0,
+    "train": 15.0,
+    "sample": 60.0,
+    "taken over": 4.0,
+}  # seconds, before the first row or step
 SIZE = 1024  # of the product by which a CPU's peak is measured
 
 
@@ -57,6 +64,10 @@ def by_peak(stage: str, peak: float, how: str) -> Speed:
     share, error = UTILISATION[stage], "3, with few answers by more" if stage == "sample" else "2"
     said = f"by {how}, of which {share:.0%} is taken to be reached; it may be off by {error}"
     return Speed(START[stage], peak * share, said)
+
+
+# Parts whose pairs are all known are read and written by actors that load no model.
+TAKEN_OVER = Speed(START["taken over"], math.inf, "by what it takes to start: all is known from earlier artifacts")
 
 
 @cache

@@ -75,9 +75,9 @@ class PartScorer:
         known = self.job.known.find(part, self.num_parts, pairs)
         new = pairs.filter(pc.invert(pc.is_in(pairs["pair_id"], known["pair_id"])))
         attempts = Attempts(self.job.out / ".attempts" / part, self.job.resources.attempts)
-        made, seconds = schema.logprobs_schema(pairs).empty_table(), 0.0
+        made, seconds, loading = schema.logprobs_schema(pairs).empty_table(), 0.0, 0.0
         if len(new):
-            made, seconds = self._engine_thread.submit(self._timed_score, new, attempts, part).result()
+            made, seconds, loading = self._engine_thread.submit(self._timed_score, new, attempts, part).result()
         scored = _in_order(pa.concat_tables([known, made]), pairs)
         check_covers(scored, pairs, f"the log-probs just scored for {part}")
         report = {
@@ -89,7 +89,8 @@ class PartScorer:
             "unscored": len(scored) - scored["error"].null_count,
             "path": self.scorer.path if len(new) else "taken over",
             "reference": reference_of(pairs, scored),
-            "seconds": seconds,  # of the engine
+            "seconds": seconds,  # of the engine,
+            "loading": loading,  # its start among them
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,  # of the host, so far
         }
         if len(new) and (gpus := _gpu_memory()):
@@ -103,9 +104,12 @@ class PartScorer:
         attempts.forget()
         return pa.Table.from_pylist([report])
 
-    def _timed_score(self, pairs: pa.Table, attempts: Attempts, part: str) -> tuple[pa.Table, float]:
+    def _timed_score(self, pairs: pa.Table, attempts: Attempts, part: str) -> tuple[pa.Table, float, float]:
+        """Rows of log-probs; the seconds of it, and those among them of the engine's start."""
         began = time.perf_counter()
-        return self._score(pairs, attempts, part), time.perf_counter() - began
+        _ = self.scorer
+        loading = time.perf_counter() - began
+        return self._score(pairs, attempts, part), time.perf_counter() - began, loading
 
     def _score(self, pairs: pa.Table, attempts: Attempts, part: str) -> pa.Table:
         """Rows of log-probs for `pairs`, all in one go: so the values do not depend on what failed before."""
@@ -155,13 +159,16 @@ def facts_of(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """What they add up to."""
     actors: dict[str, dict[str, float]] = {}
     for report in reports:
-        figures = actors.setdefault(report["actor"], {"parts": 0, "pairs": 0, "tokens": 0, "seconds": 0.0})
+        figures = actors.setdefault(
+            report["actor"], dict.fromkeys(("parts", "pairs", "tokens", "seconds", "loading"), 0)
+        )
         figures["parts"] += 1
         for key in ("peak_memory_gb", "peak_gpu_memory_gb"):
             if key in report:
                 figures[key] = max(report[key], figures.get(key, 0.0))
-        for key, source in (("pairs", "scored"), ("tokens", "tokens"), ("seconds", "seconds")):
-            figures[key] += report[source]
+        figures["pairs"] += report["scored"]
+        for key in ("tokens", "seconds", "loading"):
+            figures[key] += report[key]
     return {
         "scored": sum(report["scored"] for report in reports),
         "taken_over": sum(report["pairs"] - report["scored"] for report in reports),
