@@ -28,10 +28,7 @@ def _sweeps(*rows: tuple[str, tuple[int, ...], str, str]) -> list[Sweep]:
     return found
 
 
-_KTO = "train.loss=kto shard.rows=labelled"
-# Of several pairs of a prompt a sample may be chosen in one and rejected in another. So KTO learns the best and the
-# worst, as many completions a step as the others.
-_KTO_OF_BEST_AND_WORST = f"{_KTO} judge.pairing=best_worst train.global_batch=64 train.epochs=5"
+_KTO = "train.loss=kto shard.rows=labelled"  # as many completions a step as the others
 
 # Losses with a reference go far or stay near by beta, as in the paper, and by learning rate; the others by lambda,
 # alpha and learning rate.
@@ -39,7 +36,7 @@ SCALES = {
     "vader": _sweeps(
         (MAIN, SEEDS, "train.loss.beta=0.1,0.5,2", "train.loss=dpo"),
         ("IPO", SEEDS[:1], "train.loss.beta=0.5,3", "train.loss=ipo"),
-        ("KTO", SEEDS[:1], "train.loss.beta=0.1,1", _KTO),
+        ("KTO", SEEDS[:1], "train.loss.beta=0.1,1", f"{_KTO} train.global_batch=16"),
         ("ORPO", SEEDS[:1], "train.loss.beta=0.5,3", "train.loss=orpo"),
         ("preferred-only", SEEDS[:1], "train.lr=5e-5,3e-4", "train.loss=sft"),
         ("unlikelihood", SEEDS[:1], "train.loss.alpha=0.1,0.5", "train.loss=unlikelihood"),
@@ -47,7 +44,7 @@ SCALES = {
     "imdb": _sweeps(
         (MAIN, SEEDS[:1], "train.loss.beta=0.1,0.5,2", "train.loss=dpo"),
         ("IPO", SEEDS[:1], "train.loss.beta=0.5,3,15", "train.loss=ipo"),
-        ("KTO", SEEDS[:1], "train.loss.beta=0.1,1,5", _KTO_OF_BEST_AND_WORST),
+        ("KTO", SEEDS[:1], "train.loss.beta=0.1,1,5", f"{_KTO} train.global_batch=64"),
         ("preferred-only", SEEDS[:1], "train.lr=1e-4,3e-4,1e-3", "train.loss=sft"),
         (MAIN, SEEDS[1:2], "train.loss.beta=0.1,0.5,2", "train.loss=dpo"),
         ("ORPO", SEEDS[:1], "train.loss.beta=0.3,3", "train.loss=orpo"),
@@ -55,6 +52,6 @@ SCALES = {
         ("unlikelihood", SEEDS[:1], "train.loss.alpha=0.1,0.5", "train.loss=unlikelihood"),
         (MAIN, SEEDS, "train.lr=1.5e-4", "train.loss=dpo"),
         ("IPO", SEEDS[:1], "train.lr=1.5e-4", "train.loss=ipo train.loss.beta=0.5"),
-        ("KTO", SEEDS[:1], "train.lr=1.5e-4", _KTO_OF_BEST_AND_WORST),
+        ("KTO", SEEDS[:1], "train.lr=1.5e-4", f"{_KTO} train.global_batch=64"),
     ),
 }
