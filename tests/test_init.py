@@ -45,6 +45,22 @@ GIVEN: dict[str, Any] = {  # rows -> fields of the recipe that follow
         {"shard.rows": "labelled", "train.loss.name": "kto"},
     ),
     "prompts": ({"prompt": "How was it?"}, {"judge.function": "my_judge:score", "shard.source": None}),
+    "OpenAI's": (
+        {"input": {"messages": SAID}}
+        | {
+            name: [{"role": "assistant", "content": text}]
+            for name, text in (("preferred_output", "good"), ("non_preferred_output", "bad"))
+        },
+        {"sample": None, "shard.columns": None},
+    ),
+    "compared": (
+        {"prompt": "How was it?", "response_a": "bad", "response_b": "good", "preference": "B"},
+        {"sample": None, "shard.columns": None},
+    ),
+    "compared with numbers": (
+        {"context": SAID, "response1": "bad", "response2": "good", "overall_preference": 2},
+        {"sample": None, "shard.columns": None},
+    ),
     "questions": ({"question": "How was it?", "id": 5}, {"sample.num_samples": 4}),
 }
 
@@ -83,6 +99,13 @@ def test_what_is_written_is_taken_by_plan(name: str, tmp_path: Path, tiny_model:
     assert planned.output.count("never made") == len([key for key in ("sample", "judge") if key in content]) + 3
 
 
+def test_columns_that_may_be_answers_are_told(tmp_path: Path, tiny_model: Path) -> None:
+    row = {"prompt": "How was it?", "one": "good", "other": "bad"}
+    done = init(write(tmp_path / "rows.jsonl", row), tiny_model, tmp_path / "my.yaml")
+    assert "prompts alone" in done.output
+    assert "of columns 'one', 'other' none is taken for an answer" in done.output.replace("\n", " ")
+
+
 def test_nothing_is_overwritten(tmp_path: Path, tiny_model: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", PLAIN)
     for file in ("my.yaml", "my.cluster.yaml"):
@@ -104,6 +127,7 @@ def test_nothing_is_overwritten(tmp_path: Path, tiny_model: Path) -> None:
             [{"prompt": "a", "response": "b"}],
             "has one answer a prompt, 'response' (of 'prompt', 'response'), and a pair takes two",
         ),
+        ([{"data": [{"prompt": "a"}]}], "its 'data' is a list of objects: are these the rows?"),
         ([{"prompt": "a", "better": "b"}], "has no column 'chosen'; it has 'prompt', 'better'"),
         ([{"prompt": "a", "chosen": "b", "rejected": "b"}], "chosen and rejected are the same text"),
         (None, "DATA: there is no file or folder"),

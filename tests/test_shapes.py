@@ -446,7 +446,8 @@ def test_verdicts_of_other_kinds() -> None:
     arena = {"conversation_a": [ASKED, GOOD], "conversation_b": [ASKED, BAD]}
     assert one(**arena, winner="model_b") == Triple([ASKED], [BAD], [GOOD])
     assert one(**arena, winner="tie (bothbad)").reason == "tie"
-    assert "none of model_a, model_b, tie" in one(**arena, winner="neither").detail
+    told = one(**arena, winner="neither").detail
+    assert "none of model_a (a, conversation_a), model_b (b, conversation_b), tie" in told
 
 
 # --- any JSON ------------------------------------------------------------------------------------------------------

@@ -164,6 +164,10 @@ def test_cells_are_text_but_for_numbers_and_truths_in_other_columns(tmp_path: Pa
     path.write_text('a,b\n1,"open\n')
     with pytest.raises(RecipeError, match=r"a\.csv cannot be read: Error: unexpected end of data"):
         texts(path)
+    path.write_text('"prompt";"chosen, all"\n"a, b";"c\n;d"\n')  # as spreadsheets write where commas are decimal
+    assert [json.loads(text) for _, text in texts(path)] == [{"prompt": "a, b", "chosen, all": "c\n;d"}]
+    path.write_text("prompt\na;b\n")
+    assert [json.loads(text) for _, text in texts(path)] == [{"prompt": "a;b"}]
     path.write_text("a,a\n1,2\n")
     with pytest.raises(RecipeError, match=r"has two columns 'a'"):
         texts(path)

@@ -13,14 +13,24 @@ from stages.sample.config import SampleConfig
 from stages.sample.look import measure as measure_prompts
 from stages.shard.config import Columns, ShardConfig, Source
 from stages.shard.look import Measured, first_rows, measure
-from stages.shard.shapes.known import COMPLETIONS, PROMPTS, TEXTS, label_columns, prompt_column
-from stages.shard.shapes.tell import Told, tell
+from stages.shard.shapes.known import COMPLETIONS, PROMPTS, TEXTS, prompt_column
+from stages.shard.shapes.tell import Told, shape_of, tell
 
 SAMPLE = 200  # rows
 # What sets call their columns whose names say it, though not in our words.
 ASKED = ("prompt", *PROMPTS, "input", "user", "user_prompt")
-PREFERRED = ("chosen", "better", "preferred", "good", "accepted", "chosen_response", "response_chosen", "winner")
-REFUSED = ("rejected", "worse", "dispreferred", "bad", "refused", "rejected_response", "response_rejected", "loser")
+PREFERRED = ("chosen", "better", "preferred", "good", "accepted", "chosen_response", "response_chosen", "winner", "win")
+REFUSED = (
+    "rejected",
+    "worse",
+    "dispreferred",
+    "bad",
+    "refused",
+    "rejected_response",
+    "response_rejected",
+    "loser",
+    "lose",
+)
 _PLAIN = ("explicit", "implicit", "hh", "labelled")
 
 
@@ -42,7 +52,7 @@ class Data:
         rows = _first(name)
         objects = [row for _, text in rows if isinstance(row := _parsed(text), dict)]
         if objects and _asks_alone(objects[0]):
-            return _prompts(name, model)
+            return _prompts(name, model, objects[0])
         told, columns = _tell(rows, objects[0] if objects else {}, name)
         kind: Literal["pairs", "labelled"] = "labelled" if told.shape == "labelled" else "pairs"
         as_chat = model.chat and told.shape in _PLAIN and not told.of_messages
@@ -117,19 +127,25 @@ def _one(role: str, row: dict[str, Any], names: tuple[str, ...]) -> dict[str, st
 
 def _asks_alone(row: dict[str, Any]) -> bool:
     """Whether there is a prompt, and nothing that could answer it."""
-    completion, label = label_columns(row, Columns())
     answers = {"chosen", "rejected", *TEXTS, *COMPLETIONS, *PREFERRED, *REFUSED}
-    answered = (completion in row and label in row) or answers & {key.lower() for key in row}
+    answered = shape_of(row, Columns()) is not None or answers & {key.lower() for key in row}
     return prompt_column(row, Columns(), PROMPTS) in row and not answered
 
 
-def _prompts(name: str, model: Model) -> Data:
+def _prompts(name: str, model: Model, row: dict[str, Any]) -> Data:
     most = model.context or 2**20
     config = SampleConfig(source=name, tokenizer=model.name, models=(model.name,), max_prompt_length=most)
     seen, counted = measure_prompts(config, SAMPLE), rows_of(as_shard(config))
     assert seen is not None
     assert counted is not None
-    return Data(name, "prompts", "prompts", {}, False, counted, seen.rows, seen.lengths, tuple(seen.notices))
+    notices = [*seen.notices]
+    unread = [key for key in row if isinstance(row[key], str | list) and key != prompt_column(row, Columns(), PROMPTS)]
+    if len(unread) > 1:
+        notices.append(
+            f"{name}: of columns {', '.join(map(repr, unread))} none is taken for an answer. If one is the better one "
+            "and one the worse, call them chosen and rejected"
+        )
+    return Data(name, "prompts", "prompts", {}, False, counted, seen.rows, seen.lengths, tuple(notices))
 
 
 def _notices(seen: Measured) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from stages.shard.reading.opening import problem_of
 from stages.shard.shapes.cells import margin_of, number
 from stages.shard.shapes.compared import compared_triple
 from stages.shard.shapes.finish import with_finish
-from stages.shard.shapes.known import compared_of
+from stages.shard.shapes.known import compared_of, in_our_words
 from stages.shard.shapes.messages import json_list, json_object, refuse_media
 from stages.shard.shapes.paired import labelled_of, triple_of
 from stages.shard.shapes.ranked import ranked_of
@@ -71,7 +71,7 @@ def outcomes(
     `unrolled`: two labelled completions instead of each triple whose sides differ.
     """
     try:
-        row = _row_of(row)
+        row = in_our_words(_row_of(row), columns)
         refuse_media(row)
         chat = text == "chat" or (text == "auto" and (shape in ("ranked", "compared") or columns.system is not None))
         found: list[Outcome]

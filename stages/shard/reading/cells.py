@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Collection, Iterator
+from itertools import chain
 from typing import Any
 
 from stages.errors import RecipeError
@@ -19,7 +20,8 @@ def rows(path: str, delimiter: str, text_columns: Collection[str]) -> Iterator[d
     csv.field_size_limit(2**31 - 1)
     with told(path), opened(path) as stream:
         file = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
-        lines = csv.reader(file, delimiter=delimiter, strict=True)
+        first = file.readline()
+        lines = csv.reader(chain([first], file), delimiter=_delimiter(first, delimiter), strict=True)
         names = [sound(name) for name in next(lines, [])]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -34,6 +36,12 @@ def rows(path: str, delimiter: str, text_columns: Collection[str]) -> Iterator[d
                 yield f"({problem}) {' | '.join(map(sound, cells))}"
             else:
                 yield {name: _value(cell, name in text_columns) for name, cell in zip(names, cells, strict=True)}
+
+
+def _delimiter(first: str, usual: str) -> str:
+    """What stands between the names of the first line: where commas are decimal, spreadsheets write semicolons."""
+    bare = re.sub(r'"[^"]*"', "", first)
+    return usual if usual in bare else next((mark for mark in ",;\t" if mark in bare), usual)
 
 
 def _is_sound(cell: str) -> bool:

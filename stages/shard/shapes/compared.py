@@ -39,12 +39,16 @@ def _strength(row: dict[str, Any], known: Compared) -> float:
     if known.verdict == "signed":
         return number(value, name)
     if known.verdict == "winner":
-        told = str(value).lower()
+        told = str(value).strip().lower()
         if told.startswith("tie") or told.startswith("both"):
             return 0
-        if told not in ("model_a", "model_b"):
-            raise Malformed(f"{name} is {value!r}, none of model_a, model_b, tie")
-        return -1 if told == "model_a" else 1
+        sides = [("a", "model_a", known.first), ("b", "model_b", known.second)]
+        better = [number for number, names in enumerate(sides) if told in names]
+        if not better:
+            raise Malformed(
+                f"{name} is {value!r}, none of model_a (a, {known.first}), model_b (b, {known.second}), tie"
+            )
+        return 1 if better[0] else -1
     found = number(value, name)
     if found not in (0, 1):
         raise Malformed(f"{name} is {value!r}, neither 0 nor 1")

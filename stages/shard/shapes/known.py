@@ -32,7 +32,19 @@ COMPARED = (
     Compared("human_ref_A", "human_ref_B", "labels", "first_is_1", ("score_A", "score_B")),  # SHP
     Compared("response_0", "response_1", "better_response_id", "index"),  # PKU-SafeRLHF
     Compared("conversation_a", "conversation_b", "winner", "winner"),  # Chatbot Arena
+    Compared("response_a", "response_b", "winner", "winner"),
+    Compared("response_a", "response_b", "preference", "winner"),
 )
+
+
+def in_our_words(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """A row of OpenAI's preference files, whose prompt and tools lie in `input`; any other as it is."""
+    asked, sides = row.get("input"), ("preferred_output", "non_preferred_output")
+    if not isinstance(asked, dict) or not row.keys() >= set(sides) or columns != Columns():
+        return row
+    chosen, rejected = (row[side] for side in sides)
+    named = {"prompt": asked.get("messages"), "tools": asked.get("tools"), "chosen": chosen, "rejected": rejected}
+    return {key: value for key, value in row.items() if key not in ("input", *sides)} | named
 
 
 def prompt_column(row: dict[str, Any], columns: Columns, known: tuple[str, ...] = ("conversations",)) -> str:

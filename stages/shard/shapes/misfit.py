@@ -8,7 +8,7 @@ from stages.errors import RecipeError
 from stages.shard.config import Columns
 from stages.shard.reading.opening import problem_of
 from stages.shard.shapes.known import PROMPTS, TEXTS, prompt_column
-from stages.shard.shapes.messages import decoded
+from stages.shard.shapes.messages import decoded, looks_like_messages
 
 SHAPES = (
     "The shapes there are: prompt, chosen and rejected (text, or lists of messages); chosen and rejected alone; "
@@ -49,6 +49,11 @@ def nothing_fits(row: dict[str, Any], number: int, columns: Columns, source: str
             "column rejected, of worse answers; or a column label, of truths, for shard.rows: labelled and train.loss: "
             "kto; or let the model answer the prompts, and a judge compare: sample and judge"
         )
+    if (name := next((name for name, value in row.items() if _are_rows(value)), None)) and len(row) <= 3:
+        return (
+            f"{source} is one object, and its {name!r} is a list of objects: are these the rows? Write them alone: "
+            f"jq -c '.[\"{name}\"][]' {source} > rows.jsonl"
+        )
     for name in (columns.chosen, columns.rejected):
         if name not in row:
             return f"{no_column(row, number, name, source)}. {SHAPES}"
@@ -60,6 +65,16 @@ def nothing_fits(row: dict[str, Any], number: int, columns: Columns, source: str
         )
     kinds = ", ".join(f"{key!r} ({type(value).__name__})" for key, value in row.items())
     return f"{source} has rows of no known shape; its row {number} has {kinds}. {SHAPES}"
+
+
+def _are_rows(value: Any) -> bool:
+    """Objects that are no messages."""
+    return (
+        isinstance(value, list)
+        and all(isinstance(each, dict) for each in value)
+        and bool(value)
+        and not (looks_like_messages(value))
+    )
 
 
 def _lone_answer(row: dict[str, Any], columns: Columns) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from stages.errors import RecipeError
 from stages.shard.config import Chat, Columns, Shape, ShardConfig, Source
-from stages.shard.shapes.known import PROMPTS, compared_of, label_columns, prompt_column
+from stages.shard.shapes.known import PROMPTS, compared_of, in_our_words, label_columns, prompt_column
 from stages.shard.shapes.messages import decoded
 from stages.shard.shapes.misfit import no_column, nothing_fits, raise_unreadable, unnamed_prompt
 from stages.shard.shapes.paired import shape_of_pair
@@ -29,7 +29,7 @@ def tell(rows: Sequence[str], columns: Columns, source: str, shape: Shape = "aut
 
     Rows that cannot be read or miss a value have no say. Raises RecipeError where no row fits, or columns are missing.
     """
-    known = [(i, row) for i, row in enumerate(map(_object, rows)) if row is not None]
+    known = [(i, in_our_words(row, columns)) for i, row in enumerate(map(_object, rows)) if row is not None]
     if not known:
         raise_unreadable(rows, source)
     shapes = {i: shape_of(row, columns) for i, row in known}
