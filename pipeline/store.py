@@ -60,6 +60,7 @@ class Store:
         draft.mkdir(parents=True, exist_ok=True)
         if draft != folder:
             folders.download(folder, draft)
+            (folder / MANIFEST).unlink(missing_ok=True)  # it is not finished, and its end is put where nothing is
         (draft / MAKING).write_text(json.dumps({"payload": payload, "origin": origin}))
         return draft
 
@@ -163,8 +164,21 @@ class Store:
         manifest = Manifest(stage, fingerprint, payload, files, facts, provenance)
         manifest.write(folder)
         if folder != self.folder(stage, fingerprint):
-            folders.upload(folder, self.folder(stage, fingerprint), last=MANIFEST)
-            shutil.rmtree(folder)
+            manifest = self._sent(folder, manifest)
+        return manifest
+
+    def _sent(self, draft: Path, manifest: Manifest) -> Manifest:
+        """Of the artifact that object storage has then: of runs that share no `work`, another may have been sooner."""
+        folder = self.folder(manifest.stage, manifest.fingerprint)
+        if not folders.upload(draft, folder, last=MANIFEST):
+            manifest = read_manifest(manifest.stage, folder)
+            if problems := damage(folder, manifest, content=True):
+                raise ContractError(
+                    f"another run, whose cluster.work is another folder, has made {folder} at the same time, and files "
+                    f"of both are mixed: {problems[0]}. Remove it, and run again: raydpo rm {manifest.stage}/"
+                    f"{folder.name}. Runs that share a root are to share cluster.work"
+                )
+        shutil.rmtree(draft)
         return manifest
 
 

@@ -1,5 +1,6 @@
 """Folders of artifacts, on a disk or in object storage."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,9 +48,34 @@ def download(folder: Path, target: Path) -> None:
         system.get([f"{there}/{name}" for name in names], [str(target / name) for name in names])
 
 
-def upload(folder: Path, target: Path, last: str) -> None:
-    """Put all files of a folder there; the file `last` when the others are."""
+def upload(folder: Path, target: Path, last: str) -> bool:
+    """Put all files of a folder there; the file `last` when the others are. False where there is another `last`: who
+    put it was sooner.
+    """
     (system, there), names = system_of(target), list(sizes(folder))
+    mine = (folder / last).read_bytes()
     with said(target, "written", f". All of it lies in {folder}: run again, and it is sent"):
-        for each in ([name for name in names if name != last], [last]):
-            system.put([str(folder / name) for name in each], [f"{there}/{name}" for name in each])
+        if not system.exists(f"{there}/{last}"):
+            others = [name for name in names if name != last]
+            system.put([str(folder / name) for name in others], [f"{there}/{name}" for name in others])
+            if _created(system, f"{there}/{last}", mine):
+                return True
+        return bool(system.cat_file(f"{there}/{last}") == mine)  # a request of ours that was thought to be lost
+
+
+def _created(system: Any, path: str, content: bytes) -> bool:
+    """Whether it was put where nothing was, by a conditional put where the storage has one."""
+    try:
+        system.pipe_file(path, content, mode="create")
+    except NotImplementedError:
+        system.pipe_file(path, content)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ENOSYS:  # of S3's likes some have none
+            system.pipe_file(path, content)
+        elif error.errno == errno.EINVAL and system.exists(path):  # s3fs: the precondition failed
+            return False
+        else:
+            raise
+    return True

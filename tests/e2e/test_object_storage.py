@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -16,15 +17,17 @@ from bucket import BUCKET, make_bucket
 from conftest import ROOT, Project, make_project
 from moto.server import ThreadedMotoServer
 
+from pipeline.fingerprint import fingerprint
 from pipeline.identity import Digests, source_identity
 from pipeline.plan import Step, plan
 from pipeline.recipe.load import load
 from pipeline.store import Store
-from stages.artifacts import PolicyCheckpoint
-from stages.errors import RecipeError
+from stages.artifacts import Manifest, PolicyCheckpoint
+from stages.errors import ContractError, RecipeError
 from stages.shard.config import ShardConfig
 from stages.shard.reading.survey import sample
 from stages.storage import folders, named
+from stages.storage.place import place
 
 
 @pytest.fixture
@@ -118,6 +121,49 @@ def test_triples_models_and_artifacts_may_lie_in_object_storage(
     assert steps_of(project, store)["shard"].state == "miss"
     with pytest.raises(RecipeError, match=r"triples\.jsonl\.gz has changed since this run was planned\. Run again"):
         named.entries(before["shard"].config.source)
+
+
+@pytest.mark.usefixtures("s3")
+def test_of_runs_that_share_no_work_the_sooner_one_has_made_it(tmp_path: Path) -> None:
+    payload: dict[str, Any] = {"stage": "judge", "config": {}, "inputs": {}}
+    name, root = fingerprint(payload), f"s3://{BUCKET}/shared"
+
+    def made(who: str, content: str) -> Manifest:
+        store = Store.open(root, str(tmp_path / who))
+        (store.begin("judge", name, payload, {}) / "part").write_text(content)
+        return store.commit("judge", name, payload, {}, 1.0, {"who": who})
+
+    first = made("one", "abc")
+    key = f"shared/judge/{name[:12]}/part"
+    manifest = boto3.client("s3").get_object(Bucket=BUCKET, Key=key.replace("part", "manifest.json"))["Body"].read()
+    draft = Store.open(root, str(tmp_path / "other")).draft("judge", name)
+    draft.mkdir(parents=True)
+    for content in ("abc", "xyz"):
+        (draft / "part").write_text(content)
+        (draft / "manifest.json").write_text("another one")
+        assert not folders.upload(draft, Store.open(root, str(tmp_path)).folder("judge", name), "manifest.json")
+        assert objects() == [key.replace("part", "manifest.json"), key]  # nothing was sent
+
+    put(key, b"xyz")  # by one who was slower
+    store = Store.open(root, str(tmp_path / "other"))
+    with pytest.raises(ContractError, match=r"files of both are mixed: part .*raydpo rm judge/"):
+        store.commit("judge", name, payload, {}, 1.0, {"who": "other"})
+    assert (draft / "part").read_text() == "xyz"
+    put(key, b"abc")
+    assert store.commit("judge", name, payload, {}, 1.0, {"who": "other"}) == first
+    assert not draft.exists()
+    assert (
+        manifest
+        == boto3.client("s3").get_object(Bucket=BUCKET, Key=key.replace("part", "manifest.json"))["Body"].read()
+    )
+
+
+@pytest.mark.usefixtures("s3")
+def test_an_end_is_put_where_nothing_is() -> None:
+    system = place(f"s3://{BUCKET}").fs
+    assert folders._created(system, f"{BUCKET}/end", b"one")
+    assert not folders._created(system, f"{BUCKET}/end", b"other")
+    assert system.cat_file(f"{BUCKET}/end") == b"one"
 
 
 @pytest.mark.usefixtures("s3")
