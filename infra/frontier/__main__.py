@@ -27,9 +27,10 @@ from stages.evaluate.evaluation import Evaluation
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "configs" / "recipes" / "controlled-sentiment"
 CLUSTER = ROOT / "configs" / "clusters" / "laptop.yaml"
-# Engines for a few short texts: where they read 8,192 tokens to warm up, they take longer to start than to write.
+# Small trainings beside each other, as each has a while in which it starts on one core. Engines for a few short texts: where
+# they read 8,192 tokens to warm up, they take longer to start than to write.
 PLACES = (
-    "cluster.train.workers=1", "cluster.train.cpus_per_worker=2", "cluster.train.max_tokens_per_microbatch=2048",
+    "cluster.train.workers=1", "cluster.train.cpus_per_worker=1", "cluster.train.max_tokens_per_microbatch=2048",
     "cluster.train.checkpoint_steps=100",
     "cluster.sample.cpus_per_actor=2", "cluster.sample.max_num_batched_tokens=1024",
     "cluster.evaluate.max_num_batched_tokens=1024",
@@ -73,7 +74,7 @@ def experiment(scale: str, root: Path, asked: argparse.Namespace) -> dict[str, A
     set_ += asked.set
     for sweep in () if asked.so_far else SCALES[scale]:
         began = time.perf_counter()
-        _raydpo("sweep", recipe, [*sweep.set_, *set_], f"--grid={sweep.grid}")
+        _raydpo("sweep", recipe, [*sweep.set_, *set_], f"--grid={sweep.grid}", "--at-once=2")
         print(f"{sweep.method}, seed {sweep.seed}: {time.perf_counter() - began:.0f} s", flush=True)
     figures = figures_of([trial for sweep in SCALES[scale] for trial in finished(sweep, recipe, set_)])
     told: dict[str, Any] = {"made": facts} if facts else {}
