@@ -173,6 +173,8 @@ def on_nodes(count: int, work: Path) -> dict[str, Any]:
     follow(reports(parts, Nothing, None, pool), len(parts), len(parts), count, ("pairs", "tokens"), Silent())
     seconds = time.perf_counter() - began
     spent = {name: round((value - before[name]) / len(parts) * 1e6) for name, value in busy().items()}
+    ray.shutdown()
+    nodes.shutdown()
     assert work.exists()
     return {
         "nodes": count,
