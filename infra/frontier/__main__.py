@@ -33,7 +33,7 @@ PLACES = (
     "cluster.train.workers=1", "cluster.train.cpus_per_worker=1", "cluster.train.max_tokens_per_microbatch=2048",
     "cluster.train.checkpoint_steps=100",
     "cluster.sample.cpus_per_actor=2", "cluster.sample.max_num_batched_tokens=1024",
-    "cluster.evaluate.max_num_batched_tokens=1024",
+    "cluster.evaluate.cpus_per_actor=2", "cluster.evaluate.max_num_batched_tokens=1024",
 )  # fmt: skip
 TITLES = {
     "vader": "SmolLM2-135M's reviews, reward: VADER",
