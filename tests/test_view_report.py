@@ -173,10 +173,10 @@ def test_what_has_not_run_is_said(tmp_path: Path, tiny_model: Path) -> None:
     assert "figure" not in shown.tags
 
 
-def evaluated(project: Project) -> Run:
+def evaluated(project: Project, prompts: int = 20) -> Run:
     """The finished project with an evaluation that was made here, of texts that nobody should trust."""
     (project.folder / "letters.py").write_text("def vowels(prompt, completion): return 0")
-    asked = "evaluate={judge: 'letters:vowels', num_prompts: 20}"
+    asked = f"evaluate={{judge: 'letters:vowels', num_prompts: {prompts}}}"
     (run,) = runs(project, asked)
     step = run.steps[-1]
     folder = run.store.begin("evaluate", step.fingerprint, step.payload, step.origin)
@@ -216,6 +216,18 @@ def test_evaluation_and_text_that_is_not_trusted(trained: Project, tmp_path: Pat
     assert shown.tables["evaluate-written"].rows[0][1] == ("0.25 [0.125, 0.5]", "0.25")
     (chart,) = [block for block in evaluation.evaluation([run]).blocks if block.kind == "chart"]
     assert "0.25 (0.125 to 0.5)" in chart.described
+
+
+def test_evaluations_lie_over_each_other(trained: Project, tmp_path: Path) -> None:
+    both = [replace(evaluated(trained, prompts), name=f"of {prompts}") for prompts in (18, 19)]
+    page.write(both, tmp_path / "page.html")
+    shown = Page((tmp_path / "page.html").read_text())
+    (chart,) = [block for block in evaluation.evaluation(both).blocks if block.kind == "chart"]
+    assert [each.label for each in chart.legend] == ["of 18", "of 19"]
+    assert shown.tables["evaluate-written"].columns == ["figure", "of 18", "of 19"]
+    captions = [table.caption for table in shown.tables.values()]
+    assert len(set(captions)) == len(captions)  # they name places for screen readers
+    assert any(each.startswith("all runs: ") for each in captions)
 
 
 def test_several_runs_lie_over_each_other(trained: Project, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ class Dot:
     x: Interval
     y: Interval
     colour: int
+    dashed: ClassVar[bool] = False  # as legends ask of lines too
+    marked: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def _plain(made: Seen) -> list[Block]:
     groups = {
         f"{key}: {name}": value for key in ("dropped", "faults") for name, value in made.facts.get(key, {}).items()
     }
-    return facts_table(made.name, f"{made.label}: what was made", plain | groups)
+    return facts_table(made.name, f"{made.label}: what {made.step.name} has made", plain | groups)
 
 
 def _pairs(made: Seen) -> list[Block]:

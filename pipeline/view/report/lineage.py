@@ -62,7 +62,11 @@ def _identity(made: Seen) -> list[Block]:
     rows = [("folder", str(made.step.folder)), ("fingerprint", made.step.fingerprint), *hashed]
     short = ([key, value if len(value) <= _LETTERS else f"{value[:_LETTERS]} .."] for key, value in rows)
     return table(
-        f"{made.name}-identity", f"{made.label}: what its fingerprint is of", ("field", "value"), short, folded=True
+        f"{made.name}-identity",
+        f"{made.label}: what the fingerprint of {made.step.name} is of",
+        ("field", "value"),
+        short,
+        folded=True,
     )
 
 

@@ -92,7 +92,8 @@ def seen(runs: Sequence[Run], stage: str) -> list[Seen]:
                 found.setdefault(step.fingerprint, (step, run.store, []))[2].append(run.name)
     made = []
     for number, (step, store, names) in enumerate(found.values()):
-        several = [*(names if len(runs) > 1 else []), *([step.name] if len(runs) == 1 or step.name != stage else [])]
+        who = ["all runs"] if len(runs) > 1 and len({*names}) == len(runs) else names if len(runs) > 1 else []
+        several = [*who, *([step.name] if len(runs) == 1 or step.name != stage else [])]
         label = " · ".join(several) if len(several) < 5 else f"{several[0]} and {len(several) - 1} more"
         made.append(Seen(label, step, store.draft(stage, step.fingerprint), number))
     return made
