@@ -4,7 +4,7 @@ An artifact is a folder. `manifest.json` is written last, so a folder without on
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,8 +92,16 @@ class PreferencePairs:
     @property
     def num_sources(self) -> int:
         """From how many the pairs are that are trained on; 0 where nobody has counted."""
-        counts = self.manifest.facts.get("report", {}).get("sources", {}).values()
-        return sum(1 for each in counts if each.get("train"))
+        counts = self.manifest.facts.get("report", {}).get("sources", {})
+        return len(set(self.sources_of([name for name, each in counts.items() if each.get("train")])))
+
+    def sources_of(self, files: Sequence[str]) -> list[str]:
+        """Of values of the column `source`: a source's name in place of its files', where it has one."""
+        if not any("/" in file for file in files):
+            return list(files)
+        names = self.manifest.facts.get("sources", ())
+        found = {file: next((name for name in names if file.startswith(f"{name}/")), file) for file in set(files)}
+        return [found[file] for file in files]
 
     def read(self, part: str) -> pa.Table:
         return schema.read_part(self.folder / part, (schema.PAIRS, schema.LABELLED), remedy("shard"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stages import schema
-from stages.artifacts import PreferencePairs, ReferenceLogprobs
+from stages.artifacts import Manifest, PreferencePairs, ReferenceLogprobs
 from stages.errors import ContractError
 from stages.spans import count
 from stages.train.held_out import HeldOut
@@ -166,6 +166,16 @@ def test_named_sets_are_splits_of_their_own(written: tuple, tmp_path: Path) -> N
     assert named.ids(np.arange(len(named))) == [row["pair_id"] for row in expected]
     backwards = np.arange(len(named))[::-1]
     assert named.sources(backwards).tolist() == [row["source"] for row in reversed(expected)]
+
+
+def test_files_of_a_source_that_has_a_name_are_one_source(written: tuple, tmp_path: Path) -> None:
+    files = ["judged/part-00000.parquet", "judged/part-00001.parquet", "a/b.jsonl"]
+    pairs = mixed(written[0], tmp_path / "mixed", files)
+    facts = {"sources": {"judged": {}, "a.jsonl": {}}, "report": {"sources": {file: {"train": 1} for file in files}}}
+    Manifest("shard", "0" * 64, {}, [], facts, {}).write(pairs.folder)
+    held_out = PairSet(pairs, None, "eval", NodeCache(str(tmp_path / "cache")))
+    assert set(held_out.sources(np.arange(len(held_out)))) == {"judged", "a/b.jsonl"}
+    assert pairs.num_sources == 2
 
 
 def test_pairs_without_a_margin_are_set_aside_where_it_is_asked_for(written: tuple, tmp_path: Path) -> None:

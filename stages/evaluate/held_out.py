@@ -16,13 +16,14 @@ _APART = "eval"  # the split that is set apart from the training pairs; a named 
 _SEEN = "seen/"
 
 
-def figures_of(table: pa.Table, loss: Loss) -> dict[str, Any]:
-    """Of rows that `Reader` has written: each split, and each source of those set apart where there are several.
+def figures_of(table: pa.Table, sources: np.ndarray, loss: Loss) -> dict[str, Any]:
+    """Of rows that `Reader` has written, and their sources: each split, and each source of those set apart where there
+    are several.
 
     Where the loss of a pair depends on others, these are the rows of its group. That is what differs from `eval/..` of
     training, where they are those of a step.
     """
-    splits, sources = (np.array(table[name].to_pylist(), object) for name in ("split", "source"))
+    splits = np.array(table["split"].to_pylist(), object)
     groups = {str(split): splits == split for split in sorted(set(splits))}
     apart = groups.get(_APART, np.zeros(len(table), bool))
     names = sorted(set(sources[apart]))

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -137,7 +138,9 @@ def _tell(job: Job, held_out: list[str], parts: int) -> dict[str, Any]:
         if not tables:
             raise ContractError("no held-out pair has what the loss needs of it: see rejects.parquet of score")
         seen = pa.concat_tables(tables)
-        figures["held out"] = pairs_of.figures_of(seen, config.loss)
+        assert job.pairs is not None
+        sources = job.pairs.sources_of(seen["source"].to_pylist())
+        figures["held out"] = pairs_of.figures_of(seen, np.array(sources, object), config.loss)
         schema.write_part(pairs_of.with_losses(seen, config.loss), job.out / "pairs.parquet")
         facts["pairs"] = len(seen)
     if parts:

@@ -80,7 +80,7 @@ class PairSet:
 
     def sources(self, numbers: np.ndarray) -> np.ndarray:
         """[n] of str: where each of some pairs was read from."""
-        return self._column("source", numbers)
+        return np.array(self._pairs.sources_of(self._column("source", numbers).tolist()), object)
 
     def digest(self, numbers: np.ndarray) -> str:
         """Of the ids of some pairs, in their order: 12 hex digits."""
