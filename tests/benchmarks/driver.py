@@ -111,7 +111,15 @@ def on_files(parts: int, work: Path) -> dict[str, Any]:
     reports_of(scored).mkdir()
     pairs = PreferencePairs(store.folder("shard", ids["shard"].fingerprint))
     reference = reference_of(pairs.read(part_name(0)), ReferenceLogprobs(scored).read_unchecked(part_name(0)))
-    report = {"pairs": ROWS, "scored": ROWS, "tokens": 40, "unscored": 0, "path": "vllm", "seconds": 0.1}
+    report = {
+        "pairs": ROWS,
+        "scored": ROWS,
+        "tokens": 40,
+        "unscored": 0,
+        "path": "vllm",
+        "seconds": 0.1,
+        "loading": 0.0,
+    }
     report |= {"peak_memory_gb": 1.0, "reference": reference}
     for number in range(parts):
         told = report | {"part": part_name(number), "actor": f"node-{number % 64}"}
