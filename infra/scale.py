@@ -15,9 +15,9 @@ SHARD_CORE_SECONDS = 2 * 0.342e-3 / 356  # a token: 0.342 ms a pair of 356 token
 PAIRS_BYTES = 1.52  # a token of a pair, prompt once: Parquet's, of 1,500 pairs of HH
 LOGPS_BYTES = 4.0  # a token of a completion: float32, which does not compress
 MANIFEST_BYTES = 161  # a file
-# Of the driver: tests.benchmarks.driver at 10,000 parts, microseconds; `given` between 100 and 1,000.
-PART_MICROSECONDS = {"commit": 514, "plan": 112, "known": 159, "rejects": 178, "followed": 32, "given": 10_400}
-DRIVER_BYTES, DRIVER_BYTES_A_PART = 0.47e9, 8e3  # the larger growth of two runs, from 100 parts to 10,000
+# Of the driver: tests.benchmarks.driver at 100,000 parts, microseconds; `given` between 100 and 1,000.
+PART_MICROSECONDS = {"commit": 524, "plan": 64, "known": 106, "rejects": 164, "followed": 19, "given": 14_400}
+DRIVER_BYTES, DRIVER_BYTES_A_PART = 0.45e9, 5.4e3  # from 100 parts to 100,000
 STAGE_OF_LOOP = 0.93  # the score stage's speed over that of its engine alone
 # Assumed.
 PEAK = 989e12  # FLOP/s of a device, dense bf16: an H100's

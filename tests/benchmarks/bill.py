@@ -31,6 +31,7 @@ ROWS: list[dict[str, Any]] = [
     {"activation_checkpointing": "selective"},
     {"activation_checkpointing": "layer"},
     {"activation_checkpointing": "layer", "optimizer": "adamw_8bit"},
+    {"lora": {"rank": 16}},
     {"activation_checkpointing": "layer", "lora": {"rank": 16}},
     {"workers": 2},
     {"workers": 2, "activation_checkpointing": "layer"},
