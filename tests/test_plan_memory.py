@@ -84,7 +84,7 @@ def test_what_makes_it_fit_is_said() -> None:
     config, resources = TrainConfig(policy=model), TrainResources(max_tokens_per_microbatch=16384)
     (line,) = look(config, resources.model_copy(update={"memory_gb": 99.0}), 1024, True)
     assert line.startswith("train takes about ")
-    assert " GB of each worker, of 1: weights 0.538, gradients 0.538, optimizer 1.08, activations " in line
+    assert " GB of each worker, of 1, in full micro-batches of 16,384 tokens: weights 0.538, gradients 0.538, " in line
     total = float(line.split()[3])
     _, warning = look(config, resources.model_copy(update={"memory_gb": total / 2}), 1024, True)
     told, _, ways = warning.partition(" Any of these makes it fit: ")

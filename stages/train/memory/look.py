@@ -22,8 +22,12 @@ def look(config: TrainConfig, resources: TrainResources, longest: int, on_this_m
     sizes = sizes_of(config.policy)
     if sizes is None:
         return []
-    found, has = bill(sizes, config, resources, tokens(resources, longest)), memory_of(resources, on_this_machine)
-    lines = [f"train takes about {_gb(found.total)} GB of each worker, of {resources.fewest_workers}: {parts(found)}"]
+    full, has = tokens(resources, longest), memory_of(resources, on_this_machine)
+    found = bill(sizes, config, resources, full)
+    lines = [
+        f"train takes about {_gb(found.total)} GB of each worker, of {resources.fewest_workers}, in full micro-batches "
+        f"of {full:,} tokens: {parts(found)}"
+    ]
     if has is not None and found.total > has:
         ways = [f"{change} ({_gb(total)} GB)" for change, total in remedies(sizes, config, resources, longest, has)]
         told = f"Any of these makes it fit: {'; '.join(ways)}" if ways else "No field alone makes it fit: add workers"
