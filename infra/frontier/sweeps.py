@@ -28,7 +28,8 @@ def _sweeps(*rows: tuple[str, tuple[int, ...], str, str]) -> list[Sweep]:
     return found
 
 
-_KTO = "train.loss=kto shard.rows=labelled"  # as many completions a step as the others
+# With twice the batch of the recipe, as a pair is two completions: so it learns as many a step as the others.
+_KTO = "train.loss=kto shard.rows=labelled"
 
 # Losses with a reference go far or stay near by beta, as in the paper, and by learning rate; the others by lambda,
 # alpha and learning rate.

@@ -21,16 +21,8 @@ SAMPLE = 200  # rows
 ASKED = ("prompt", *PROMPTS, "input", "user", "user_prompt")
 PREFERRED = ("chosen", "better", "preferred", "good", "accepted", "chosen_response", "response_chosen", "winner", "win")
 REFUSED = (
-    "rejected",
-    "worse",
-    "dispreferred",
-    "bad",
-    "refused",
-    "rejected_response",
-    "response_rejected",
-    "loser",
-    "lose",
-)
+    "rejected", "worse", "dispreferred", "bad", "refused", "rejected_response", "response_rejected", "loser", "lose",
+)  # fmt: skip
 _PLAIN = ("explicit", "implicit", "hh", "labelled")
 
 
@@ -138,8 +130,8 @@ def _prompts(name: str, model: Model, row: dict[str, Any]) -> Data:
     seen, counted = measure_prompts(config, SAMPLE), rows_of(as_shard(config))
     assert seen is not None
     assert counted is not None
-    notices = [*seen.notices]
-    unread = [key for key in row if isinstance(row[key], str | list) and key != prompt_column(row, Columns(), PROMPTS)]
+    notices, asked = [*seen.notices], prompt_column(row, Columns(), PROMPTS)
+    unread = [key for key in row if isinstance(row[key], str | list) and key != asked]
     if len(unread) > 1:
         notices.append(
             f"{name}: of columns {', '.join(map(repr, unread))} none is taken for an answer. If one is the better one "

@@ -76,10 +76,10 @@ def _score(step: Step, config: ScoreConfig, amount: Amount, item: Item, cluster:
     flops = left_of_scoring(step, store) * work.scored(sizes, amount, config, resources)
     gpus = most(resources.actors) * resources.gpus_per_actor
     devices, device = (gpus, "GPU") if gpus else (most(resources.actors) * resources.cpus_per_actor, "core")
-    told = earlier.of_score(step, resources, store, sizes) or _by_peak("score", devices, cluster, bool(gpus))
     item = replace(item, flops=flops, bytes=written.logprobs(amount, store))
     if not flops:  # no actor loads the model
         return _timed(item, speed.TAKEN_OVER, flops, devices, device)
+    told = earlier.of_score(step, resources, store, sizes) or _by_peak("score", devices, cluster, bool(gpus))
     item = _timed(item, told, flops, devices, device)
     held = None
     if config.backend == "torch":  # an engine takes the share that cluster.score.memory_fraction says

@@ -67,7 +67,7 @@ def _created(system: Any, path: str, content: bytes) -> bool:
     """Whether it was put where nothing was, by a conditional put where the storage has one."""
     try:
         system.pipe_file(path, content, mode="create")
-    except NotImplementedError:
+    except NotImplementedError:  # fsspec's word where a file system has no such put
         system.pipe_file(path, content)
     except FileExistsError:
         return False

@@ -42,13 +42,11 @@ def _strength(row: dict[str, Any], known: Compared) -> float:
         told = str(value).strip().lower()
         if told.startswith("tie") or told.startswith("both"):
             return 0
-        sides = [("a", "model_a", known.first), ("b", "model_b", known.second)]
-        better = [number for number, names in enumerate(sides) if told in names]
-        if not better:
-            raise Malformed(
-                f"{name} is {value!r}, none of model_a (a, {known.first}), model_b (b, {known.second}), tie"
-            )
-        return 1 if better[0] else -1
+        if told in ("a", "model_a", known.first):
+            return -1
+        if told in ("b", "model_b", known.second):
+            return 1
+        raise Malformed(f"{name} is {value!r}, none of model_a (a, {known.first}), model_b (b, {known.second}), tie")
     found = number(value, name)
     if found not in (0, 1):
         raise Malformed(f"{name} is {value!r}, neither 0 nor 1")

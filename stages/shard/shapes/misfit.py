@@ -69,12 +69,8 @@ def nothing_fits(row: dict[str, Any], number: int, columns: Columns, source: str
 
 def _are_rows(value: Any) -> bool:
     """Objects that are no messages."""
-    return (
-        isinstance(value, list)
-        and all(isinstance(each, dict) for each in value)
-        and bool(value)
-        and not (looks_like_messages(value))
-    )
+    of_objects = isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
+    return bool(of_objects) and not looks_like_messages(value)
 
 
 def _lone_answer(row: dict[str, Any], columns: Columns) -> str | None:
