@@ -126,6 +126,21 @@ def test_trials_are_the_runs_they_would_be(project: Project, tmp_path: Path) -> 
     json.dumps(plain(results))
 
 
+@pytest.mark.usefixtures("ray_cluster", "alone")
+def test_trials_beside_each_other_have_evaluations_of_their_own(project: Project) -> None:
+    """And what cannot be evaluated ends the sweep with its error."""
+    found, where = grid(project, "train.lr=3e-3,1e-9", set_=("evaluate.sampling=null",))
+    store = Store.open(where.root, where.work)
+    for result in sweep(found, where, store, nullcontext, lambda _: nullcontext(Silent()), print, at_once=2):
+        assert result.evaluated is not None
+        assert result.done
+        held_out = result.evaluated.manifest.facts["held out"]["eval"]
+        assert held_out["loss"]["value"] == pytest.approx(result.last["eval/loss"], rel=1e-4)
+    found, where = grid(project, "train.lr=3e-3,1e-9", set_=("evaluate.sampling=null", "shard.eval_fraction=0"))
+    with pytest.raises(RecipeError, match="nothing to ask"):
+        sweep(found, where, store, nullcontext, lambda _: nullcontext(Silent()), print, at_once=2)
+
+
 def test_rungs_need_a_look_at_held_out_pairs(project: Project) -> None:
     found, where = grid(project, "train.lr=1e-3,2e-3")
     with pytest.raises(RecipeError, match=r"every 2 steps alone.*Set it to a divisor of 3"):

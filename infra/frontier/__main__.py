@@ -27,13 +27,13 @@ from stages.evaluate.evaluation import Evaluation
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "configs" / "recipes" / "controlled-sentiment"
 CLUSTER = ROOT / "configs" / "clusters" / "laptop.yaml"
-# Small trainings run beside each other: each has a while in which it starts, on one core. Engines for a few short texts
-# take longer to start than to write where they read 8,192 tokens to warm up.
+# Trials run beside each other: each has a while in which it starts, on one core. Engines for a few short texts take
+# longer to start than to write where they read 8,192 tokens to warm up.
 PLACES = (
     "cluster.train.workers=1", "cluster.train.cpus_per_worker=1", "cluster.train.max_tokens_per_microbatch=2048",
     "cluster.train.checkpoint_steps=100",
     "cluster.sample.cpus_per_actor=2", "cluster.sample.max_num_batched_tokens=1024",
-    "cluster.evaluate.cpus_per_actor=2", "cluster.evaluate.max_num_batched_tokens=1024",
+    "cluster.evaluate.cpus_per_actor=1", "cluster.evaluate.max_num_batched_tokens=1024",
 )  # fmt: skip
 TITLES = {
     "vader": "SmolLM2-135M's reviews, reward: VADER",

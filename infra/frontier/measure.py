@@ -23,6 +23,7 @@ class Trial(NamedTuple):
     kl: dict[str, float]
     reward: dict[str, float]
     reference: dict[str, list[float]]  # rewards
+    accuracy: dict[str, float] | None = None  # of held-out pairs it tells the better from the worse; not of all losses
 
 
 def trial_of(sweep: Sweep, fields: dict[str, Any], evaluation: Evaluation) -> Trial:
@@ -36,7 +37,8 @@ def trial_of(sweep: Sweep, fields: dict[str, Any], evaluation: Evaluation) -> Tr
         reward.setdefault(name, []).append(row["policy_reward"])
         reference.setdefault(name, []).append(row["reference_reward"])
     means = ({name: float(np.mean(values)) for name, values in each.items()} for each in (kl, reward))
-    return Trial(sweep.method, sweep.seed, sweep.drawn, fields, *means, reference)
+    apart = evaluation.figures.get("held out", {}).get("eval", {})
+    return Trial(sweep.method, sweep.seed, sweep.drawn, fields, *means, reference, apart.get("rewards/accuracies"))
 
 
 def figures_of(trials: Sequence[Trial]) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def figures_of(trials: Sequence[Trial]) -> dict[str, Any]:
         "trials": [
             {"method": trial.method, "seed": trial.seed, "set": trial.fields}
             | {"kl": of._asdict(), "reward": to._asdict()}
+            | ({} if trial.accuracy is None else {"accuracy on held-out pairs": trial.accuracy})
             for trial, of, to in zip(trials, _means(kls, prompts), _means(rewards, prompts), strict=True)
         ],
         "best of n": [

@@ -39,7 +39,7 @@ SCALES = {
         ("IPO", SEEDS[:1], "train.loss.beta=0.5,3", "train.loss=ipo"),
         ("KTO", SEEDS[:1], "train.loss.beta=0.1,1", f"{_KTO} train.global_batch=16"),
         ("ORPO", SEEDS[:1], "train.loss.beta=0.5,3", "train.loss=orpo"),
-        ("preferred-only", SEEDS[:1], "train.lr=5e-5,3e-4", "train.loss=sft"),
+        ("preferred-only", SEEDS[:1], "train.lr=1e-4,4e-4", "train.loss=sft"),
         ("unlikelihood", SEEDS[:1], "train.loss.alpha=0.1,0.5", "train.loss=unlikelihood"),
     ),
     "imdb": _sweeps(

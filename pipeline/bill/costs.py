@@ -12,9 +12,9 @@ from pipeline.plan import State, Step
 from pipeline.recipe.sections import Cluster
 from pipeline.store import Store
 from stages.config import most
-from stages.evaluate.config import EvaluateConfig
-from stages.sample.config import SampleConfig
-from stages.score.config import ScoreConfig
+from stages.evaluate.config import EvaluateConfig, EvaluateResources
+from stages.sample.config import SampleConfig, SampleResources
+from stages.score.config import ScoreConfig, ScoreResources
 from stages.train.config import TrainConfig
 from stages.train.memory import look as memory
 from stages.train.memory.bill import base, bill, shards, working_of_forward
@@ -74,17 +74,17 @@ def _score(step: Step, config: ScoreConfig, amount: Amount, item: Item, cluster:
     if step.state in _MADE or (sizes := sizes_of(config.model)) is None:
         return item
     flops = left_of_scoring(step, store) * work.scored(sizes, amount, config, resources)
-    gpus = most(resources.actors) * resources.gpus_per_actor
-    devices, device = (gpus, "GPU") if gpus else (most(resources.actors) * resources.cpus_per_actor, "core")
+    devices, device = _devices(resources)
+    on_gpu = device == "GPU"
     item = replace(item, flops=flops, bytes=written.logprobs(amount, store))
     if not flops:  # no actor loads the model
         return _timed(item, speed.TAKEN_OVER, flops, devices, device)
-    told = earlier.of_score(step, resources, store, sizes) or _by_peak("score", devices, cluster, bool(gpus))
+    told = earlier.of_score(step, resources, store, sizes) or _by_peak("score", devices, cluster, on_gpu)
     item = _timed(item, told, flops, devices, device)
     held = None
     if config.backend == "torch":  # an engine takes the share that cluster.score.memory_fraction says
         weights = base(sizes, _WIDE[config.dtype], config.quantize is not None) / max(resources.gpus_per_actor, 1)
-        held = weights + working_of_forward(sizes, _WIDE[config.dtype], resources.max_tokens_per_batch, bool(gpus))
+        held = weights + working_of_forward(sizes, _WIDE[config.dtype], resources.max_tokens_per_batch, on_gpu)
     return replace(item, memory=held)
 
 
@@ -139,10 +139,17 @@ def _evaluate(step: Step, config: EvaluateConfig, amount: Amount | None, item: I
 
 
 def _engine(item: Item, flops: float, cluster: Cluster, stage: str) -> Item:
-    resources = getattr(cluster, stage)
-    gpus = most(resources.actors) * resources.gpus_per_actor
-    devices, device = (gpus, "GPU") if gpus else (most(resources.actors) * resources.cpus_per_actor, "core")
-    return _timed(replace(item, flops=flops), _by_peak("sample", devices, cluster, bool(gpus)), flops, devices, device)
+    devices, device = _devices(getattr(cluster, stage))
+    told = _by_peak("sample", devices, cluster, device == "GPU")
+    return _timed(replace(item, flops=flops), told, flops, devices, device)
+
+
+def _devices(resources: ScoreResources | SampleResources | EvaluateResources) -> tuple[int, str]:
+    """Of all actors of a pool."""
+    actors = most(resources.actors)
+    if resources.gpus_per_actor:
+        return actors * resources.gpus_per_actor, "GPU"
+    return actors * resources.cpus_per_actor, "core"
 
 
 def _timed(item: Item, told: Speed | None, amount: float, devices: int, device: str) -> Item:

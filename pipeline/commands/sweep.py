@@ -27,7 +27,7 @@ def sweep_command(
     ] = None,
     cluster: ClusterFile = LAPTOP,
     set_: Overrides = None,
-    at_once: Annotated[int, typer.Option(min=1, help="trainings beside each other, where the cluster has room")] = 1,
+    at_once: Annotated[int, typer.Option(min=1, help="trials beside each other, where the cluster has room")] = 1,
     rungs: Annotated[
         str | None, typer.Option(metavar="STEP,..", help="steps at which the worse half is given up")
     ] = None,

@@ -89,7 +89,7 @@ def sweep(
     at_once: int = 1,
     rungs: Sequence[int] = (),
 ) -> list[Result]:
-    """Train all trials, `at_once` of them beside each other, and evaluate them where the recipe says so; those that are
+    """Train all trials, and evaluate them where the recipe says so, `at_once` of them beside each other; those that are
     finished are not made again.
 
     At each step of `rungs` the worse half of those that are left is given up (successive halving; Jamieson and
@@ -113,9 +113,7 @@ def sweep(
             left = [trial for trial in left if trial.label not in errors]
             if rung is not None:
                 left = _better_half([look_at(trial, store) for trial in left], rung)
-        for result in (look_at(trial, store) for trial in left):
-            if not result.done:
-                list(run(result.steps, ["evaluate"], cluster, store, nullcontext, draw, notify))
+        _evaluate([look_at(trial, store) for trial in left], cluster, store, draw, notify, at_once)
     return [replace(look_at(trial, store), error=errors.get(trial.label)) for trial in trials]
 
 
@@ -143,10 +141,29 @@ def _train(
         for result in looked
         if not result.finished and (until is None or _at(result, until) is None)
     ]
+    _side_by_side(work, todo, at_once)
+    return errors
+
+
+def _evaluate(
+    results: Sequence[Result], cluster: Cluster, store: Store, draw: Draw, notify: Callable[[str], None], at_once: int
+) -> None:
+    def work(result: Result) -> None:
+        name = f"evaluate {result.trial.label}"
+        list(run(result.steps, ["evaluate"], cluster, store, nullcontext, lambda _: draw(name), notify))
+
+    todo = [(result,) for result in results if not result.done]
+    # The first by itself: the others take over what the reference writes in it.
+    for some in (todo[:1], todo[1:]):
+        _side_by_side(work, some, at_once)
+
+
+def _side_by_side(work: Callable[..., None], todo: Sequence[tuple[Any, ...]], at_once: int) -> None:
+    """Call `work` with each arguments of `todo`; after an error those that have begun are waited for."""
     if at_once == 1:  # where an interrupt reaches it
         for each in todo:
             work(*each)
-        return errors
+        return
     with ThreadPoolExecutor(at_once) as pool:
         working = [pool.submit(work, *each) for each in todo]
         done, left = wait(working, return_when=FIRST_EXCEPTION)
@@ -154,7 +171,6 @@ def _train(
             future.cancel()
         for future in done:
             future.result()
-    return errors
 
 
 def _better_half(results: list[Result], rung: int) -> list[Trial]:
