@@ -31,8 +31,7 @@ def _sweeps(*rows: tuple[str, tuple[int, ...], str, str]) -> list[Sweep]:
 # With twice the batch of the recipe, as a pair is two completions: so it learns as many a step as the others.
 _KTO = "train.loss=kto shard.rows=labelled"
 
-# Losses with a reference go far or stay near by beta, as in the paper, and by learning rate; the others by lambda,
-# alpha and learning rate.
+# Losses with a reference go far or stay near by beta, as in the paper; the others by lambda, alpha and learning rate.
 SCALES = {
     "vader": _sweeps(
         (MAIN, SEEDS, "train.loss.beta=0.1,0.5,2", "train.loss=dpo"),
@@ -51,8 +50,5 @@ SCALES = {
         ("ORPO", SEEDS[:1], "train.loss.beta=0.3,3", "train.loss=orpo"),
         (MAIN, SEEDS[2:], "train.loss.beta=0.1,0.5,2", "train.loss=dpo"),
         ("unlikelihood", SEEDS[:1], "train.loss.alpha=0.1,0.5", "train.loss=unlikelihood"),
-        (MAIN, SEEDS, "train.lr=1.5e-4", "train.loss=dpo"),
-        ("IPO", SEEDS[:1], "train.lr=1.5e-4", "train.loss=ipo train.loss.beta=0.5"),
-        ("KTO", SEEDS[:1], "train.lr=1.5e-4", f"{_KTO} train.global_batch=64"),
     ),
 }

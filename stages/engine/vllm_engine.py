@@ -43,7 +43,8 @@ def start_engine(
         gpu_memory_utilization=resources.memory_share,
         tensor_parallel_size=max(gpus, 1),
         distributed_executor_backend="mp" if gpus > 1 else None,  # the ray executor leaks placement groups
-        enforce_eager=True,  # scoring is all prefill; graphs gain nothing
+        # Graphs save a GPU's launches, of which drawing a token has many for little work; scoring is all prefill.
+        enforce_eager=not (generates and gpus),
         enable_prefix_caching=keep_prefixes,
         skip_tokenizer_init=not generates,
         # Of a prompt read in pieces it samples after each, and takes that back: of a CPU's generators it cannot.
