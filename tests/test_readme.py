@@ -273,31 +273,30 @@ def listed(text: str) -> set[str]:
     return found
 
 
-def content(folder: Path, whole: bool) -> Iterator[Path]:
-    """Folders, and files of code; not those of rooms with a README of their own, unless `whole`."""
+def content(folder: Path) -> Iterator[Path]:
+    """Folders, and files of code; not those of rooms with a README of their own."""
     for path in folder.iterdir():
         if (path / "kustomization.yaml").exists():
             continue  # a file that Kubernetes' tools want in a folder of its own
         if path.is_dir() and any(file.is_file() and "__pycache__" not in file.parts for file in path.rglob("*")):
             yield path
-            if whole or not (path / "README.md").exists():
-                yield from content(path, whole)
+            if not (path / "README.md").exists():
+                yield from content(path)
         elif path.suffix == ".py" and path.name != "__init__.py":
             yield path
 
 
 def test_the_tree_has_all_folders() -> None:
+    """Rooms say themselves what is in them."""
     (tree,) = [block.text for block in blocks(ROOT / "README.md") if block.heading == "The tree"]
-    there = [*ROOMS, *(path for room in ROOMS for path in content(room, whole=True) if path.is_dir())]
+    there = [*ROOMS, *(path for room in ROOMS for path in content(room) if path.is_dir())]
     assert listed(tree) == {f"{name_of(path)}/" for path in there}
 
 
 @pytest.mark.parametrize("path", [path for path in READMES if "\n## Files\n" in path.read_text()], ids=name_of)
 def test_a_room_lists_its_files(path: Path) -> None:
     (tree,) = [block.text for block in blocks(path) if block.heading == "Files"]
-    there = {
-        each.relative_to(path.parent).as_posix() + "/" * each.is_dir() for each in content(path.parent, whole=False)
-    }
+    there = {each.relative_to(path.parent).as_posix() + "/" * each.is_dir() for each in content(path.parent)}
     assert listed(tree) == there
 
 
