@@ -37,7 +37,7 @@ PLACES = (
 )  # fmt: skip
 TITLES = {
     "vader": "SmolLM2-135M's reviews, reward: VADER",
-    "imdb": "a small model of IMDb reviews, reward: logistic regression on TF-IDF",
+    "imdb": "A small model of IMDb reviews, reward: a classifier",
 }
 
 

@@ -43,7 +43,8 @@ def draw(figures: dict[str, Any], title: str, folder: Path, name: str) -> list[P
 def _draw(axes: Any, figures: dict[str, Any], ink: str) -> None:
     start = figures["reference"]["reward"]["value"]
     trials = figures["trials"]
-    for place, method in enumerate(dict.fromkeys(trial["method"] for trial in trials)):
+    methods = sorted({trial["method"] for trial in trials} - {MAIN})
+    for place, method in enumerate([MAIN, *methods]):
         own = [trial for trial in trials if trial["method"] == method]
         look = {"color": _COLOURS[place], "zorder": 3 if method == MAIN else 2}
         for trial in own:
