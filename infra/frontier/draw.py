@@ -43,8 +43,8 @@ def draw(figures: dict[str, Any], title: str, folder: Path, name: str) -> list[P
 def _draw(axes: Any, figures: dict[str, Any], ink: str) -> None:
     start = figures["reference"]["reward"]["value"]
     trials = figures["trials"]
-    methods = sorted({trial["method"] for trial in trials} - {MAIN})
-    for place, method in enumerate([MAIN, *methods]):
+    methods = sorted({trial["method"] for trial in trials}, key=lambda name: (name != MAIN, name))
+    for place, method in enumerate(methods):
         own = [trial for trial in trials if trial["method"] == method]
         look = {"color": _COLOURS[place], "zorder": 3 if method == MAIN else 2}
         for trial in own:
