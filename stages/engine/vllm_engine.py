@@ -25,6 +25,10 @@ def start_engine(
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if not gpus:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(resources.kv_cache_gib)
+        if generates:
+            # All that it would compile is the rank of the token drawn, which nobody asks for: that takes seconds, and a
+            # C++ compiler.
+            os.environ["TORCH_COMPILE_DISABLE"] = "1"
     if (limit := max_positions(model)) is not None and context == limit + 1:
         # The token past the model's positions is sampled and never fed: a sequence may be as long as these.
         os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"

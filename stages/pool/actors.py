@@ -33,6 +33,9 @@ def reports(todo: Sequence[str], worker: type, job: Any, pool: Pool) -> Iterator
     """What calls of `worker(job=job)` on a one-row table `part` return, as they come, the first ones begun first."""
     if not todo:
         return
+    # Two parts at an actor, so that the next one is read when the engine is done with this one; and no more, so that at
+    # the end none waits at one actor while another is idle. Nor at the start: the first actor there takes what it may.
+    at_once = min(2, -(-len(todo) // most(pool.actors)))
     rows = (
         ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))
         .map_batches(
@@ -43,13 +46,11 @@ def reports(todo: Sequence[str], worker: type, job: Any, pool: Pool) -> Iterator
             num_gpus=pool.gpus_per_actor,
             label_selector=pool.labels or None,
             runtime_env={} if pool.gpus_per_actor else {"env_vars": CPU_ENVIRONMENT},
-            # Two parts at an actor, so that the next one is read when the engine is done with this one; and no more, so
-            # that at the end none waits at one actor while another is idle.
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(fewest(pool.actors), len(todo)),
                 max_size=min(most(pool.actors), len(todo)),
-                max_tasks_in_flight_per_actor=2,
-                max_concurrent_calls_per_actor=2,
+                max_tasks_in_flight_per_actor=at_once,
+                max_concurrent_calls_per_actor=at_once,
                 enable_true_multi_threading=True,
             ),
             fn_constructor_kwargs={"job": job},

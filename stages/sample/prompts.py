@@ -19,7 +19,7 @@ from stages.shard.shapes.row import Labelled, Rejected, Text
 from stages.shard.tokenization import Completion, Tokenizer, hash_of, load_tokenizer
 
 _ROWS = 500  # tokenized at once
-_PER_PART = 256
+_PER_PART = 256  # completions
 _ANSWER = "x"  # a prompt is written as it stands before an answer
 FACTS = "facts.json"
 
@@ -35,7 +35,8 @@ def write_prompts(config: SampleConfig, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     with told_of_sample():
         found, aside, rows = _read(config)
-    num_parts = -(-rows // _PER_PART) if config.num_parts == "auto" else config.num_parts
+    auto = min(-(-rows * config.num_samples // _PER_PART), rows)
+    num_parts = auto if config.num_parts == "auto" else config.num_parts
     parts: list[list[dict[str, Any]]] = [[] for _ in range(num_parts)]
     for name in sorted(found):
         parts[int(name[:8], 16) % num_parts].append(found[name])

@@ -1,11 +1,11 @@
 """Sampling through the stage beside the bare engine.
 
-Usage: python -m tests.benchmarks.sample [--rounds 3] [--prompts 500] [--samples 4] [--tokens 64]
+Usage: python -m tests.benchmarks.sample [--rounds 3] [--prompts 500] [--samples 4] [--tokens 64] [--actors 2]
 
-Every measurement is its own process, and the two take turns. Both load the model, tokenize nothing that the other does
-not, and draw the same completions; the stage reads its prompts from a file, and starts and asks its actor on a Ray
-cluster that is there. Prints a line a measurement, then one JSON object: tokens/s of the stage over those of the
-engine, as medians, of all and of the time after loading.
+Every measurement is its own process, and the two take turns. Both read the same file of prompts, load the model and
+draw the same completions on all cores: the engine in one process, the stage in `--actors` of them (as many as there are
+cores, where not said) on a Ray cluster that is there. Prints a line a measurement, then one JSON object: tokens/s of
+the stage over those of the engine, as medians, of all and of the time after the first token.
 """
 
 import argparse
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--actors", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--do", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -65,15 +66,18 @@ def main() -> None:
         ),
         "tokens_per_s": {what: statistics.median(values) for what, values in speed.items()},
     }
-    print(json.dumps(result | {"same_completions": len(same) == 1, "prompts": len(asked), "samples": options.samples}))
+    asked_for = {"prompts": len(asked), "samples": options.samples, "actors": options.actors}
+    print(json.dumps(result | asked_for | {"same_completions": len(same) == 1}))
 
 
 def measure(what: str, options: argparse.Namespace, prompts: Path, work: Path) -> dict[str, Any]:
     work.mkdir()
     (work / "prompts.jsonl").write_text(prompts.read_text())
     command = [sys.executable, "-m", "tests.benchmarks.sample", "--do", what, "--work", str(work)]
-    command += ["--samples", str(options.samples), "--tokens", str(options.tokens), "--model", str(options.model)]
-    return last_line(command, os.environ | CPU_ENVIRONMENT)
+    for name in ("samples", "tokens", "actors", "model"):
+        command += [f"--{name}", str(getattr(options, name))]
+    # As start_engine sets it, which is too late in a process that has imported torch to read prompts.
+    return last_line(command, os.environ | CPU_ENVIRONMENT | {"TORCH_COMPILE_DISABLE": "1"})
 
 
 def config_of(options: argparse.Namespace) -> Any:
@@ -96,12 +100,12 @@ def by_engine(options: argparse.Namespace) -> dict[str, Any]:
     from stages.sample.prompts import write_prompts
 
     config = config_of(options)
+    began = time.perf_counter()
     facts = write_prompts(config, options.work / "prompts")
     parts = sorted((options.work / "prompts").glob("part-*.parquet"))
     table = pa.concat_tables([pq.read_table(path) for path in parts]).sort_by("prompt_id")
     asked = list(zip(table["prompt_id"].to_pylist(), table["prompt_ids"].to_pylist(), strict=True))
     resources = SampleResources(cpus_per_actor=os.cpu_count() or 1)
-    began = time.perf_counter()
     engine = Generator(config.models[0], config.dtype, facts["longest"], config, resources)
     loaded = time.perf_counter()
     made = engine.generate(asked)
@@ -121,19 +125,18 @@ def by_stage(options: argparse.Namespace) -> dict[str, Any]:
         from stages.sample.run import sample
 
         config, out = config_of(options), options.work / "out"
+        cores = max(1, (os.cpu_count() or 1) // options.actors)
+        resources = SampleResources(actors=options.actors, cpus_per_actor=cores)
         began = time.perf_counter()
-        facts = sample(config, out=out, resources=SampleResources(cpus_per_actor=os.cpu_count() or 1))
+        facts = sample(config, out=out, resources=resources)
         seconds = time.perf_counter() - began
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.concat_tables([pq.read_table(path) for path in sorted(out.glob("part-*.parquet"))])
     ids = table.sort_by([("prompt_id", "ascending"), ("sample", "ascending")])["ids"].to_pylist()
-    (actor,) = facts["actors"].values()
-    return {
-        "tokens": facts["tokens"], "seconds": seconds, "loading": seconds - actor["seconds"] + actor["loading"],
-        "digest": digest_of(ids),
-    }  # fmt: skip
+    drawing = max(actor["seconds"] - actor["loading"] for actor in facts["actors"].values())
+    return {"tokens": facts["tokens"], "seconds": seconds, "loading": seconds - drawing, "digest": digest_of(ids)}
 
 
 def digest_of(ids: list[list[int]]) -> str:
