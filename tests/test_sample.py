@@ -225,7 +225,7 @@ def test_neither_batches_nor_kills_change_anything(
 
 
 def test_rounds_draw_from_the_policy_and_replay(sampled: Project) -> None:
-    """Identities alone: which artifacts a second round is made of, and what a change of the judge touches."""
+    """Which artifacts a second round is made of, and what a change of the judge touches."""
     steps = sampled.plan()
     names = ["sample", "judge", "shard", "score", "train"]
     assert list(steps) == [*names, *(f"{name}-2" for name in names)]
@@ -236,10 +236,13 @@ def test_rounds_draw_from_the_policy_and_replay(sampled: Project) -> None:
     try:
         (sampled.folder / "lexicon.py").write_text("LIKED = 'xyz'\n")
         other = sampled.plan()
+        judged = sampled.run(stages=STAGES[:2])
     finally:
         (sampled.folder / "lexicon.py").write_text("LIKED = 'aeiou'\n")
     assert [name for name in names if other[name].fingerprint == steps[name].fingerprint] == ["sample"]
     assert other["judge"].why.startswith("judge.function:")
+    assert [judged[name].state for name in STAGES[:2]] == ["hit", "done"]
+    assert judged["judge"].step.manifest.facts["asked"] == judged["judge"].step.manifest.facts["questions"] > 0
     plain = sampled.plan("rounds=2")
     assert list(plain)[5:] == ["score-2", "train-2"]
     assert plain["shard"].fingerprint == steps["shard"].fingerprint

@@ -32,7 +32,7 @@ CLUSTER = ROOT / "configs" / "clusters" / "laptop.yaml"
 PLACES = (
     "cluster.train.workers=1", "cluster.train.cpus_per_worker=1", "cluster.train.max_tokens_per_microbatch=2048",
     "cluster.train.checkpoint_steps=100",
-    "cluster.sample.cpus_per_actor=2", "cluster.sample.max_num_batched_tokens=1024",
+    "cluster.sample.max_num_batched_tokens=1024",
     "cluster.evaluate.cpus_per_actor=1", "cluster.evaluate.max_num_batched_tokens=1024",
 )  # fmt: skip
 TITLES = {
