@@ -24,9 +24,7 @@ class SampleConfig(Sampling):
     max_tokens: Count = 256
     max_prompt_length: Count = 512  # tokens; longer ones are set aside
     max_rejected_fraction: Fraction = 0.1  # the stage fails when more rows than this make no prompt, or have no answer
-    num_parts: Literal["auto"] | Count = (
-        "auto"  # of the prompts: the unit of work and retry; auto: 256 completions each
-    )
+    num_parts: Literal["auto"] | Count = "auto"  # of prompts: units of work and retry; auto: of 256 completions each
 
 
 class SampleResources(EngineResources):
