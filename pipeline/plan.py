@@ -180,17 +180,18 @@ def _with_news(step: Step, steps: dict[str, Step], store: Store) -> Step:
 
 def known(identity: Identity, store: Store) -> list[Any]:
     """Artifacts that the same config, with the same models, made of other inputs."""
-
-    def of(payload: dict[str, Any]) -> Any:
-        """What it has to have in common with them."""
-        config = {key: value for key, value in payload["config"].items() if key not in identity.stage.selects}
-        return payload.get("version"), config, payload["inputs"].get("models")
-
     return [
         identity.stage.output(store.folder(manifest.stage, manifest.fingerprint))
         for manifest in store.manifests(identity.stage.name)
-        if of(manifest.payload) == of(identity.payload) and manifest.fingerprint != identity.fingerprint
+        if shared(identity.stage, manifest.payload) == shared(identity.stage, identity.payload)
+        and manifest.fingerprint != identity.fingerprint
     ]
+
+
+def shared(stage: Stage, payload: dict[str, Any]) -> Any:
+    """What artifacts have in common of which one takes over what another has."""
+    config = {key: value for key, value in payload["config"].items() if key not in stage.selects}
+    return payload.get("version"), config, payload["inputs"].get("models")
 
 
 def _nearest(payload: dict[str, Any], store: Store) -> str:

@@ -1,6 +1,7 @@
 """The paper's controlled sentiment (2305.18290, section 6.1 and figure 2): reward against KL, from our own program.
 
-Sweeps of one recipe, one scoring for all of them; then points, shares and a figure. Stopped, it goes on when run again.
+One sweep of all its policies, one scoring for all of them; then points, shares and a figure. Stopped, it goes on when
+run again.
 """
 
 import argparse
@@ -8,20 +9,27 @@ import json
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from infra.frontier.draw import draw
-from infra.frontier.measure import Trial, figures_of, trial_of
+from infra.frontier.measure import figures_of, trial_of
 from infra.frontier.reviews import prepare
 from infra.frontier.sweeps import SCALES, Sweep
+from pipeline.cluster.connection import connected
+from pipeline.commands.arguments import errors
 from pipeline.identity import Digests
-from pipeline.plan import State, plan
+from pipeline.plan import plan
 from pipeline.recipe.load import load
+from pipeline.recipe.sections import Cluster
 from pipeline.store import Store
-from pipeline.sweep.grid import trials
-from pipeline.sweep.trials import look_at
+from pipeline.sweep.grid import Trial, trials
+from pipeline.sweep.trials import look_at, sweep
+from pipeline.view.following.terminal import bars, quiet
 from stages.evaluate.evaluation import Evaluation
 
 ROOT = Path(__file__).parents[2]
@@ -72,11 +80,17 @@ def experiment(scale: str, root: Path, asked: argparse.Namespace) -> dict[str, A
         recipe, facts, more = reference_of(asked.reviews, root / "frontier" / "imdb", set_)
         set_ += more
     set_ += asked.set
-    for sweep in () if asked.so_far else SCALES[scale]:
-        began = time.perf_counter()
-        _raydpo("sweep", recipe, [*sweep.set_, *set_], f"--grid={sweep.grid}", "--at-once=2")
-        print(f"{sweep.method}, seed {sweep.seed}: {time.perf_counter() - began:.0f} s", flush=True)
-    figures = figures_of([trial for sweep in SCALES[scale] for trial in finished(sweep, recipe, set_)])
+    found, where = policies(SCALES[scale], recipe, set_)
+    store = Store.open(where.root, where.work)
+    if not asked.so_far:
+        train_and_evaluate(found, where, store)
+    figures = figures_of(
+        [
+            trial_of(by, trial.fields, Evaluation(result.evaluated.folder))
+            for by, trial in found
+            if (result := look_at(trial, store)).evaluated is not None and result.done
+        ]
+    )
     told: dict[str, Any] = {"made": facts} if facts else {}
     return {"command": f"python -m infra.frontier {scale}" + " --reviews FILE" * (scale == "imdb")} | told | figures
 
@@ -86,7 +100,7 @@ def reference_of(reviews: Path, folder: Path, set_: list[str]) -> tuple[Path, di
     facts = prepare(reviews, RECIPES, folder)
     own = [*set_, f"model={folder / 'random'}", f"shard.source={folder / 'sentences.jsonl'}"]
     recipe = folder / "imdb-reviews.yaml"
-    _raydpo("run", recipe, own)
+    _run(recipe, own)
     what, where = load(recipe, CLUSTER, own)
     (trained,) = (step for step in plan(what, Store.open(where.root, where.work)) if step.name == "train")
     facts |= {"loss of the reference, before and after": trained.manifest.facts["before and after"]["eval/loss"]}
@@ -94,19 +108,31 @@ def reference_of(reviews: Path, folder: Path, set_: list[str]) -> tuple[Path, di
     return folder / "imdb.yaml", facts, [f"model={model}", f"sample.source={folder / 'prompts.jsonl'}"]
 
 
-def finished(sweep: Sweep, recipe: Path, set_: list[str]) -> list[Trial]:
-    found, where = trials(recipe, CLUSTER, [*sweep.set_, *set_], [sweep.grid], Digests(None))
-    store = Store.open(where.root, where.work)
-    return [
-        trial_of(sweep, result.trial.fields, Evaluation(result.evaluated.folder))
-        for result in (look_at(each, store) for each in found)
-        if result.evaluated is not None and result.evaluated.state == State.HIT
-    ]
+def policies(sweeps: Sequence[Sweep], recipe: Path, set_: list[str]) -> tuple[list[tuple[Sweep, Trial]], Cluster]:
+    """All trials of all sweeps, and where they run."""
+    found = []
+    for each in sweeps:
+        own, where = trials(recipe, CLUSTER, [*each.set_, *set_], [each.grid], Digests(None))
+        found += [(each, trial) for trial in own]
+    return found, where
 
 
-def _raydpo(command: str, recipe: Path, set_: list[str], *more: str) -> None:
+def train_and_evaluate(found: Sequence[tuple[Sweep, Trial]], where: Cluster, store: Store) -> None:
+    """As `raydpo sweep` does, in which all trials differ in the same fields."""
+    log = store.work / "logs" / "frontier.log"
+    named = [replace(trial, fields={"of": f"{by.method}, seed {by.seed}"} | trial.fields) for by, trial in found]
+    try:
+        with quiet(log, verbose=False) as console, errors(console, log), bars(console) as bar:
+            results = sweep(named, where, store, lambda: connected(where, verbose=False), bar, console.print, at_once=2)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    if failed := [f"{each.trial.label}: {each.error}" for each in results if each.error]:
+        sys.exit("\n".join(failed))
+
+
+def _run(recipe: Path, set_: list[str]) -> None:
     options = [word for each in set_ for word in ("--set", each)]
-    words = [sys.executable, "-m", "pipeline", command, str(recipe), "--cluster", str(CLUSTER), *options, *more]
+    words = [sys.executable, "-m", "pipeline", "run", str(recipe), "--cluster", str(CLUSTER), *options]
     if status := subprocess.run(words).returncode:
         sys.exit(status)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.keeping.uses import using
-from pipeline.plan import State, Step, plan
+from pipeline.plan import State, Step, plan, shared
 from pipeline.recipe.sections import Cluster
 from pipeline.runner import run
 from pipeline.store import Store
@@ -152,10 +152,19 @@ def _evaluate(
         name = f"evaluate {result.trial.label}"
         list(run(result.steps, ["evaluate"], cluster, store, nullcontext, lambda _: draw(name), notify))
 
-    todo = [(result,) for result in results if not result.done]
-    # The first by itself: the others take over what the reference writes in it.
-    for some in (todo[:1], todo[1:]):
-        _side_by_side(work, some, at_once)
+    todo = [result for result in results if not result.done]
+    # First one of each reference and what it is asked: the others take over what it wrote.
+    first: dict[str, Result] = {}
+    for result in todo:
+        first.setdefault(_asked(result), result)
+    for some in (list(first.values()), [each for each in todo if each is not first[_asked(each)]]):
+        _side_by_side(work, [(result,) for result in some], at_once)
+
+
+def _asked(result: Result) -> str:
+    """What its reference is asked to write."""
+    assert result.evaluated is not None
+    return repr(shared(result.evaluated.stage, result.evaluated.payload))
 
 
 def _side_by_side(work: Callable[..., None], todo: Sequence[tuple[Any, ...]], at_once: int) -> None:
