@@ -17,7 +17,7 @@ from pipeline.identity import Digests
 from pipeline.recipe.sections import Cluster
 from pipeline.store import Store
 from pipeline.sweep.grid import Trial, trials
-from pipeline.sweep.trials import Result, sweep
+from pipeline.sweep.trials import Result, look_at, sweep, turns
 from pipeline.view.sweep import draw, plain, print_results
 from stages.artifacts import PolicyCheckpoint, PreferencePairs, ReferenceLogprobs
 from stages.errors import RecipeError
@@ -135,6 +135,21 @@ def test_trials_beside_each_other_have_evaluations_of_their_own(project: Project
         assert result.done
         held_out = result.evaluated.manifest.facts["held out"]["eval"]
         assert held_out["loss"]["value"] == pytest.approx(result.last["eval/loss"], rel=1e-4)
+
+
+def test_who_has_the_reference_write_is_evaluated_before_who_takes_that_over(project: Project) -> None:
+    """Trials of two sweeps, that draw with seeds of their own; one of the second asks for shorter texts."""
+    found = [
+        trial
+        for set_ in (("evaluate.sampling.seed=0",), ("evaluate.sampling.seed=1",))
+        for trial in grid(project, "train.lr=1e-3,2e-3", set_=set_)[0]
+    ]
+    found += grid(project, "train.lr=1e-3", set_=("evaluate.sampling={seed: 1, max_tokens: 8}",))[0]
+    store = Store.open(str(project.folder / "runs"), "")
+    looked = [look_at(trial, store) for trial in found]
+    first, others = turns(looked)
+    assert [looked.index(each) for each in first] == [0, 2, 4]
+    assert [looked.index(each) for each in others] == [1, 3]
 
 
 def test_rungs_need_a_look_at_held_out_pairs(project: Project) -> None:

@@ -152,17 +152,19 @@ def _evaluate(
         name = f"evaluate {result.trial.label}"
         list(run(result.steps, ["evaluate"], cluster, store, nullcontext, lambda _: draw(name), notify))
 
-    todo = [result for result in results if not result.done]
-    # First one of each reference and what it is asked: the others take over what it wrote.
-    first: dict[str, Result] = {}
-    for result in todo:
-        first.setdefault(_asked(result), result)
-    for some in (list(first.values()), [each for each in todo if each is not first[_asked(each)]]):
+    for some in turns([result for result in results if not result.done]):
         _side_by_side(work, [(result,) for result in some], at_once)
 
 
+def turns(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
+    """The first of each reference and what that is asked to write; then the others, which take over what it wrote."""
+    first: dict[str, Result] = {}
+    for result in results:
+        first.setdefault(_asked(result), result)
+    return list(first.values()), [each for each in results if each is not first[_asked(each)]]
+
+
 def _asked(result: Result) -> str:
-    """What its reference is asked to write."""
     assert result.evaluated is not None
     return repr(shared(result.evaluated.stage, result.evaluated.payload))
 

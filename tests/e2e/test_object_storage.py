@@ -67,7 +67,7 @@ def test_triples_models_and_artifacts_may_lie_in_object_storage(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One run of all three stages, on a cluster of its own, whose workers have the environment."""
+    """One run of all three stages, whose workers have the environment that the cluster file gives."""
     products = named.copies().with_name("products")  # which library is the faster one, as the other run found it
     cache, work, root = tmp_path / "cache", tmp_path / "work", f"s3://{BUCKET}/team"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
@@ -80,7 +80,8 @@ def test_triples_models_and_artifacts_may_lie_in_object_storage(
     content["model"] = f"s3://{BUCKET}/models/tiny"
     project.recipe.write_text(yaml.safe_dump(content))
     environment = s3 | {"XDG_CACHE_HOME": str(cache)}
-    project.cluster.write_text(yaml.safe_dump({"root": root, "work": str(work), "env_vars": environment}))
+    cluster = {"root": root, "work": str(work), "env_vars": environment, "address": ray_cluster}
+    project.cluster.write_text(yaml.safe_dump(cluster))
 
     store = Store.open(root, str(work))
     before = steps_of(project, store)
@@ -114,7 +115,7 @@ def test_triples_models_and_artifacts_may_lie_in_object_storage(
     boto3.client("s3").delete_object(Bucket=BUCKET, Key=lost)
     partial = steps_of(project, store)["score"]
     assert (partial.state, partial.why) == ("partial", "part-00002.parquet is missing")
-    raydpo(project, "--only", "score", "--set", f"cluster.address={ray_cluster}")
+    raydpo(project, "--only", "score")
     assert steps_of(project, store)["score"].manifest.files == expected["score"].manifest.files
 
     put("pairs/triples.jsonl.gz", gzip.compress(triples * 2))

@@ -12,7 +12,8 @@ from stages.artifacts import Manifest, PolicyCheckpoint
 
 
 def test_the_demo_in_small(smollm2: Path, ray_cluster: str, tmp_path: Path) -> None:
-    train, score = {"workers": 2, "max_tokens_per_microbatch": 512}, {"cpus_per_actor": 2}
+    train = {"workers": 2, "max_tokens_per_microbatch": 512}
+    score = {"cpus_per_actor": 2, "max_num_batched_tokens": 1024}  # that many the engine reads to warm up, or 8,192
     cluster = {"root": str(tmp_path), "address": ray_cluster, "score": score, "train": train}
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(cluster))
     overrides = {"model": smollm2, "shard.limit": 12, "train.global_batch": 4, "train.max_steps": 1, "train.lr": 1e-5}
