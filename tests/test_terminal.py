@@ -1,6 +1,7 @@
 """What stands on the terminal while a stage works."""
 
 import io
+import time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,6 +62,24 @@ def test_of_several_bars_those_that_are_done_lose_their_curves() -> None:
     below = screen.file.buffer.getvalue().decode().rpartition("two steps")[2]
     assert "2 -> 2.25" in below
     assert "1 -> 1.25" not in below
+
+
+def test_of_more_bars_than_a_screen_has_lines_those_at_work_are_seen() -> None:
+    screen = Console(file=io.TextIOWrapper(io.BytesIO(), "utf-8"), width=80, height=10, force_terminal=True)
+    with bars(screen) as draw:
+        for number in range(20):
+            with draw(f"trial-{number}.") as each:
+                each.start(2, 0, "steps")
+                each.advance(2)
+        with draw("last") as last:
+            last.start(2, 0, "steps")
+            last.advance(1)
+            told, until = "", time.monotonic() + 5  # it is drawn ten times a second
+            while "last steps" not in told and time.monotonic() < until:
+                screen.file.flush()
+                told = screen.file.buffer.getvalue().decode()
+    assert "last steps" in told
+    assert all(f"trial-{number}. steps" in told for number in range(20))
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=200), st.integers(1, 60))

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from pipeline.view.following.lines import Lines, is_for_lines, lines
@@ -24,6 +25,7 @@ _SHOWN = {
 _RARE = ("died", "unscored")  # shown when there is something to show
 _CURVES = {"loss": "loss", "rewards/margins": "margin"}  # drawn under the bar
 _CURVE_WIDTH = 48
+_ENDED = 4  # bars that stay among those at work
 
 
 @contextmanager
@@ -51,17 +53,17 @@ class Bar:
 
     def __init__(self, progress: Progress, name: str, trackers: Sequence[Tracker]):
         self._progress, self._name, self._trackers = progress, name, trackers
-        self._task = progress.add_task(name, total=None, figures="", curves=())
+        self.task = progress.add_task(name, total=None, figures="", curves=())
         self._curves: dict[str, list[tuple[int, float]]] = {}  # metric -> (step, value)
 
     def start(self, total: int, done: int, unit: str) -> None:
-        self._progress.update(self._task, total=total, completed=done, description=f"{self._name} {unit}")
+        self._progress.update(self.task, total=total, completed=done, description=f"{self._name} {unit}")
 
     def advance(self, done: int, **figures: Any) -> None:
         shown = _shown(figures)
-        self._progress.update(self._task, completed=done)
+        self._progress.update(self.task, completed=done)
         if shown:
-            self._progress.update(self._task, figures=shown)
+            self._progress.update(self.task, figures=shown)
         self._draw(done, figures)
         for tracker in self._trackers:
             tracker.log(figures, step=done)
@@ -81,7 +83,7 @@ class Bar:
             for key, label in _CURVES.items()
             if len(values := [value for _, value in self._curves.get(key, ())]) > 1
         ]
-        self._progress.update(self._task, curves=drawn)
+        self._progress.update(self.task, curves=drawn)
 
     def notice(self, message: str) -> None:
         self._progress.console.print(f"[yellow]Warning:[/] {escape(message)}", soft_wrap=True, highlight=False)
@@ -106,6 +108,11 @@ class _Bars(Progress):
             if shown and self.console.encoding.startswith("utf"):
                 yield Text("\n".join(task.fields["curves"]), "dim", no_wrap=True, overflow="crop")
 
+    def scroll(self, ended: TaskID) -> None:
+        """Leave it as a line above: bars past the end of a screen are not shown, and they are the ones at work."""
+        self.console.print(self.make_tasks_table([task for task in self.tasks if task.id == ended]))
+        self.remove_task(ended)
+
 
 @contextmanager
 def bars(console: Console) -> Iterator[Callable[..., AbstractContextManager[Bar | Lines]]]:
@@ -126,12 +133,17 @@ def bars(console: Console) -> Iterator[Callable[..., AbstractContextManager[Bar 
 
     @contextmanager
     def bar(name: str, trackers: Sequence[Tracker] = ()) -> Iterator[Bar]:
+        drawn = Bar(progress, name, trackers)
         try:
-            yield Bar(progress, name, trackers)
+            yield drawn
         finally:
             for tracker in trackers:
                 tracker.finish()
+            ended.append(drawn.task)
+            if len(ended) > _ENDED:
+                progress.scroll(ended.popleft())
 
+    ended: deque[TaskID] = deque()
     with _Bars(*columns, console=console) as progress:
         yield bar
 
