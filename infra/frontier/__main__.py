@@ -22,6 +22,7 @@ from infra.frontier.reviews import prepare
 from infra.frontier.sweeps import SCALES, Sweep
 from pipeline.cluster.connection import connected
 from pipeline.commands.arguments import errors
+from pipeline.commands.stopping import stoppable
 from pipeline.identity import Digests
 from pipeline.plan import plan
 from pipeline.recipe.load import load
@@ -49,8 +50,11 @@ TITLES = {
 }
 
 
+_PROGRAM = "python -m infra.frontier"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m infra.frontier", description=__doc__)
+    parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
     parser.add_argument("scale", choices=SCALES)
     parser.add_argument("--reviews", type=Path, metavar="FILE", help="of imdb: JSON lines, gzipped")
     parser.add_argument("--root", type=Path, default=ROOT / "runs", help="of all artifacts")
@@ -92,7 +96,7 @@ def experiment(scale: str, root: Path, asked: argparse.Namespace) -> dict[str, A
         ]
     )
     told: dict[str, Any] = {"made": facts} if facts else {}
-    return {"command": f"python -m infra.frontier {scale}" + " --reviews FILE" * (scale == "imdb")} | told | figures
+    return {"command": f"{_PROGRAM} {scale}" + " --reviews FILE" * (scale == "imdb")} | told | figures
 
 
 def reference_of(reviews: Path, folder: Path, set_: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
@@ -122,7 +126,12 @@ def train_and_evaluate(found: Sequence[tuple[Sweep, Trial]], where: Cluster, sto
     log = store.work / "logs" / "frontier.log"
     named = [replace(trial, fields={"of": f"{by.method}, seed {by.seed}"} | trial.fields) for by, trial in found]
     try:
-        with quiet(log, verbose=False) as console, errors(console, log), bars(console) as bar:
+        with (
+            quiet(log, verbose=False) as console,
+            stoppable(console, lambda: "what is finished, and checkpoints of the others", _PROGRAM),
+            errors(console, log),
+            bars(console) as bar,
+        ):
             results = sweep(named, where, store, lambda: connected(where, verbose=False), bar, console.print, at_once=2)
     except typer.Exit as end:
         sys.exit(end.exit_code)

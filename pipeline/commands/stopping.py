@@ -16,13 +16,13 @@ STATUS = 130  # as shells have it of Ctrl-C
 
 
 @contextmanager
-def stoppable(console: Console, kept_of: Callable[[], str]) -> Iterator[None]:
-    """End the program with a message at Ctrl-C. While Ray Train trains it is Ray's to hear it, and to exit."""
+def stoppable(console: Console, kept_of: Callable[[], str], program: str = "raydpo") -> Iterator[None]:
+    """End the `program` with a message at Ctrl-C. While Ray Train trains it is Ray's to hear it, and to exit."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         kept = kept_of()
-        again = shlex.join(["raydpo", *sys.argv[1:]])
+        again = shlex.join([*program.split(), *sys.argv[1:]])
         console.print(f"Stopped. Kept: {escape(kept or 'nothing yet')}.", soft_wrap=True, highlight=False)
         console.print(f"The same command goes on: {escape(again)}", soft_wrap=True, highlight=False)
         raise typer.Exit(STATUS) from None
