@@ -128,7 +128,7 @@ def train_and_evaluate(found: Sequence[tuple[Sweep, Trial]], where: Cluster, sto
     try:
         with (
             quiet(log, verbose=False) as console,
-            stoppable(console, lambda: "what is finished, and checkpoints of the others", _PROGRAM),
+            stoppable(console, lambda: "what is finished", _PROGRAM),
             errors(console, log),
             bars(console) as bar,
         ):
