@@ -180,11 +180,11 @@ def _with_news(step: Step, steps: dict[str, Step], store: Store) -> Step:
 
 def known(identity: Identity, store: Store) -> list[Any]:
     """Artifacts that the same config, with the same models, made of other inputs."""
+    wanted = shared(identity.stage, identity.payload)
     return [
         identity.stage.output(store.folder(manifest.stage, manifest.fingerprint))
         for manifest in store.manifests(identity.stage.name)
-        if shared(identity.stage, manifest.payload) == shared(identity.stage, identity.payload)
-        and manifest.fingerprint != identity.fingerprint
+        if shared(identity.stage, manifest.payload) == wanted and manifest.fingerprint != identity.fingerprint
     ]
 
 

@@ -33,6 +33,7 @@ from pipeline.sweep.trials import look_at, sweep
 from pipeline.view.following.terminal import bars, quiet
 from stages.evaluate.evaluation import Evaluation
 
+_PROGRAM = "python -m infra.frontier"
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "configs" / "recipes" / "controlled-sentiment"
 CLUSTER = ROOT / "configs" / "clusters" / "laptop.yaml"
@@ -48,9 +49,6 @@ TITLES = {
     "vader": "SmolLM2-135M's reviews, reward: VADER",
     "imdb": "A small model of IMDb reviews, reward: a classifier",
 }
-
-
-_PROGRAM = "python -m infra.frontier"
 
 
 def main() -> None:
